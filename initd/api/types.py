@@ -1,0 +1,242 @@
+"""What the API's answers look like: plain data, the same on the wire, in PID 1 and in a client.
+
+Times called `time` are seconds since 1970 by the wall clock, `monotonic` and `since` are seconds since boot
+(CLOCK_BOOTTIME); durations carry their unit in their name. `None` means "not known".
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class VersionInfo(TypedDict):
+    """Who answers: the build, and which boot of it."""
+
+    version: str
+    kernel: str
+    python: str
+    boot_id: str
+    image: str | None
+
+
+class Event(TypedDict, total=False):
+    """One entry of the event log; `seq` counts from 1 and never repeats within a boot. Further keys depend on `kind`:
+
+    phase: name, index, total, status (done, failed, skipped), milliseconds, waited_for, error
+    service: name, state, previous, reason, pid
+    node: phase, ready, reasons
+    network: ready, address, reasons; worker: name, state, reason; device: action, subsystem, devname
+    shutdown: action, by, deadline_seconds; api: method, peer
+    """
+
+    seq: int
+    time: float
+    monotonic: float
+    kind: str
+
+
+class NodeStatus(TypedDict):
+    """The node in one answer: `phase` is booting, running, maintenance or stopping."""
+
+    name: str | None
+    address: str | None
+    phase: str
+    ready: bool
+    reasons: list[str]
+    boot_id: str
+    uptime_seconds: float
+    config_source: str | None
+
+
+class Transition(TypedDict):
+    """One change of a service's state and why it came."""
+
+    time: float
+    monotonic: float
+    state: str
+    reason: str
+    pid: int | None
+
+
+class ServiceStatus(TypedDict):
+    """One service: where it is, where it should be, and how it got there (newest last)."""
+
+    name: str
+    state: str
+    desired: str
+    healthy: bool
+    pid: int | None
+    restarts: int
+    since: float
+    status_text: str
+    last_exit: str | None
+    next_start_seconds: float | None
+    history: list[Transition]
+    last_lines: list[str]
+
+
+class LogLine(TypedDict):
+    """One line a service wrote; `dropped` counts lines lost before it."""
+
+    time: float
+    stream: str
+    text: str
+    dropped: int
+
+
+class KernelRecord(TypedDict):
+    """One record of the kernel log; `priority` is 0 (emergency) to 7 (debug)."""
+
+    seq: int
+    monotonic: float
+    priority: int
+    facility: int
+    text: str
+
+
+class MountInfo(TypedDict):
+    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+
+    target: str
+    source: str
+    type: str
+    flags: list[str]
+    options: list[str]
+    propagation: list[str]
+
+
+class ProcessInfo(TypedDict):
+    """One process, kernel threads left out; memory in bytes, CPU time in seconds."""
+
+    pid: int
+    parent: int
+    name: str
+    argv: list[str]
+    cgroup: str
+    state: str
+    resident_bytes: int
+    cpu_seconds: float
+
+
+class LinkInfo(TypedDict):
+    """One network link with the addresses ("10.0.2.15/24") and routes that the kernel has for it."""
+
+    name: str
+    index: int
+    kind: str
+    mac: str | None
+    mtu: int
+    up: bool
+    carrier: bool
+    addresses: list[str]
+    routes: list[str]
+    managed: bool
+
+
+class LeaseInfo(TypedDict):
+    """A DHCP lease; times are seconds since boot (CLOCK_BOOTTIME)."""
+
+    link: str
+    address: str
+    server: str
+    gateway: str | None
+    dns: list[str]
+    ntp: list[str]
+    hostname: str | None
+    obtained: float
+    renew: float
+    rebind: float
+    expires: float
+
+
+class NetworkState(TypedDict):
+    """The network worker's whole view. `address` is the primary IPv4 or IPv6 address without a prefix length."""
+
+    ready: bool
+    reasons: list[str]
+    hostname: str | None
+    address: str | None
+    links: list[LinkInfo]
+    dns: list[str]
+    ntp: list[str]
+    lease: LeaseInfo | None
+
+
+class DiskInfo(TypedDict):
+    """One disk or partition; size in bytes."""
+
+    name: str
+    device: str
+    size_bytes: int
+    read_only: bool
+    removable: bool
+    partition_label: str | None
+    type: str | None
+    label: str | None
+    uuid: str | None
+    parent: str | None
+
+
+class ContainerInfo(TypedDict):
+    """One container of a pod; state is created, running, exited or unknown."""
+
+    name: str
+    id: str
+    image: str
+    state: str
+    restarts: int
+    created: float
+    started: float | None
+    exit_code: int | None
+    reason: str
+
+
+class PodInfo(TypedDict):
+    """One pod as CRI has it; state is ready or notready."""
+
+    namespace: str
+    name: str
+    uid: str
+    id: str
+    state: str
+    address: str | None
+    created: float
+    containers: list[ContainerInfo]
+
+
+class ImageInfo(TypedDict):
+    """One container image; size in bytes."""
+
+    id: str
+    names: list[str]
+    size_bytes: int
+    pinned: bool
+
+
+class ConfigInfo(TypedDict):
+    """The configuration in force, the source that it came from, and what is wrong with it if anything is."""
+
+    source: str | None
+    text: str
+    values: dict[str, Any]
+    error: str | None
+
+
+class BootPhase(TypedDict):
+    """One phase of the boot; `start` is in seconds since PID 1's exec."""
+
+    name: str
+    index: int
+    start: float
+    milliseconds: float
+    waited_for: str | None
+    status: str
+    error: str | None
+
+
+class BootTimes(TypedDict):
+    """The boot as it went; marks are seconds since PID 1's exec; `exec` is that moment in seconds since boot."""
+
+    exec: float
+    phases: list[BootPhase]
+    marks: dict[str, float]
