@@ -1,0 +1,448 @@
+"""System calls that Python's standard library lacks, typed: the only importer of `initd._native`.
+
+Each function raises OSError whose text names the call and whose filename is the path, or ValueError for text with a NUL
+byte, which C would cut short. PID 1 imports this before it has started anything, so it imports nothing slow itself:
+`dataclasses` alone would cost more than everything here. Behaviour is that of the man page of the same name.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum, IntEnum, IntFlag
+
+from initd._native import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+EXEC_TIMEOUT = 5_000  # milliseconds; a program on a loaded, emulated machine needs some hundreds
+SIGNALFD_RECORD = 128
+MODULE_INIT_COMPRESSED_FILE = 4
+NAMES_SIZE = 16_384
+
+
+class MountFlag(IntFlag):
+    """Flags of mount(2)."""
+
+    RDONLY = lib.MS_RDONLY
+    NOSUID = lib.MS_NOSUID
+    NODEV = lib.MS_NODEV
+    NOEXEC = lib.MS_NOEXEC
+    SYNCHRONOUS = lib.MS_SYNCHRONOUS
+    REMOUNT = lib.MS_REMOUNT
+    NOATIME = lib.MS_NOATIME
+    RELATIME = lib.MS_RELATIME
+    BIND = lib.MS_BIND
+    MOVE = lib.MS_MOVE
+    REC = lib.MS_REC
+    SILENT = lib.MS_SILENT
+    PRIVATE = lib.MS_PRIVATE
+    SHARED = lib.MS_SHARED
+    SLAVE = lib.MS_SLAVE
+    UNBINDABLE = lib.MS_UNBINDABLE
+
+
+class UmountFlag(IntFlag):
+    """Flags of umount2(2)."""
+
+    FORCE = lib.MNT_FORCE
+    DETACH = lib.MNT_DETACH
+    EXPIRE = lib.MNT_EXPIRE
+    NOFOLLOW = lib.UMOUNT_NOFOLLOW
+
+
+class Resolve(IntFlag):
+    """How openat2(2) may walk a path."""
+
+    NO_XDEV = lib.RESOLVE_NO_XDEV
+    NO_MAGICLINKS = lib.RESOLVE_NO_MAGICLINKS
+    NO_SYMLINKS = lib.RESOLVE_NO_SYMLINKS
+    BENEATH = lib.RESOLVE_BENEATH
+    IN_ROOT = lib.RESOLVE_IN_ROOT
+
+
+class Namespace(IntFlag):
+    """Kinds of namespaces, for `Spawn.namespaces`, `setns` and `unshare`."""
+
+    MOUNT = lib.CLONE_NEWNS
+    PID = lib.CLONE_NEWPID
+    NET = lib.CLONE_NEWNET
+    UTS = lib.CLONE_NEWUTS
+    IPC = lib.CLONE_NEWIPC
+    USER = lib.CLONE_NEWUSER
+    CGROUP = lib.CLONE_NEWCGROUP
+
+
+class Prctl(IntEnum):
+    """Options of prctl(2) that take one number."""
+
+    PDEATHSIG = lib.PR_SET_PDEATHSIG
+    CHILD_SUBREAPER = lib.PR_SET_CHILD_SUBREAPER
+    DUMPABLE = lib.PR_SET_DUMPABLE
+    NO_NEW_PRIVS = lib.PR_SET_NO_NEW_PRIVS
+    TIMERSLACK = lib.PR_SET_TIMERSLACK
+
+
+class RebootCommand(IntEnum):
+    """Commands of reboot(2); CAD is what Ctrl-Alt-Del does: off means a signal to PID 1 instead of an instant reset."""
+
+    RESTART = lib.RB_AUTOBOOT
+    POWER_OFF = lib.RB_POWER_OFF
+    HALT = lib.RB_HALT_SYSTEM
+    CAD_OFF = lib.RB_DISABLE_CAD
+    CAD_ON = lib.RB_ENABLE_CAD
+
+
+class Stage(Enum):
+    """The step at which starting a child failed, in words for an error message."""
+
+    CLONE = "clone"
+    CGROUP = "entering cgroup"
+    SESSION = "new session"
+    SIGNALS = "resetting signals"
+    OOM_SCORE = "setting oom_score_adj"
+    LIMITS = "setting resource limits"
+    DESCRIPTORS = "arranging descriptors"
+    WORKING_DIRECTORY = "changing directory"
+    CAPABILITIES = "dropping capabilities"
+    NO_NEW_PRIVS = "setting no_new_privs"
+    EXEC = "exec"
+
+
+class SpawnError(OSError):
+    """A child that did not start: errno, the program as filename, and the stage that failed."""
+
+    def __init__(self, number: int, program: str, stage: Stage) -> None:
+        super().__init__(number, f"{stage.value}: {os.strerror(number)}", program)
+        self.stage = stage
+
+    def __str__(self) -> str:
+        """As in `/usr/bin/kubelet: entering cgroup: No such file or directory`."""
+        return f"{self.filename}: {self.strerror}"
+
+
+class Record:
+    """A value that compares and prints by its slots: what a dataclass does, without importing inspect."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal if of one class with equal values."""
+        return isinstance(other, Record) and type(other) is type(self) and other._values() == self._values()
+
+    def __hash__(self) -> int:
+        """Hash of the values."""
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        """As the class is called."""
+        fields = ", ".join(f"{name}={value!r}" for name, value in zip(self.__slots__, self._values(), strict=True))
+        return f"{type(self).__name__}({fields})"
+
+
+class Spawn(Record):
+    """How to start a child.
+
+    argv[0] is the program's path. `fds` maps the child's numbers to this process's; all others are closed, and a standard
+    stream that is not given is /dev/null. `cgroup` is a descriptor of a directory in the v2 tree (-1: stay). `rlimits`
+    maps RLIMIT_* to (soft, hard). `bounding` is the set of capability numbers to keep (None: all). `namespaces` holds
+    further ones to create.
+    """
+
+    __slots__ = (
+        "argv", "bounding", "cgroup", "cwd", "env", "fds", "namespaces", "no_new_privs", "oom_score_adj", "rlimits",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0913 - a process has this many properties
+        self,
+        argv: tuple[str, ...],
+        env: Mapping[str, str],
+        cgroup: int = -1,
+        fds: Mapping[int, int] | None = None,
+        rlimits: Mapping[int, tuple[int, int]] | None = None,
+        oom_score_adj: int | None = None,
+        bounding: frozenset[int] | None = None,
+        *,
+        no_new_privs: bool = False,
+        cwd: str = "/",
+        namespaces: int = 0,
+    ) -> None:
+        self.argv = argv
+        self.env = env
+        self.cgroup = cgroup
+        self.fds = fds or {}
+        self.rlimits = rlimits or {}
+        self.oom_score_adj = oom_score_adj
+        self.bounding = bounding
+        self.no_new_privs = no_new_privs
+        self.cwd = cwd
+        self.namespaces = namespaces
+
+
+class Child(Record):
+    """A started process; its pidfd is close-on-exec and the caller's to close."""
+
+    __slots__ = ("pid", "pidfd")
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+
+
+class Exit(Record):
+    """How a child ended: code is CLD_EXITED, CLD_KILLED or CLD_DUMPED; status the exit code or the signal."""
+
+    __slots__ = ("code", "pid", "status", "uid")
+
+    def __init__(self, pid: int, uid: int, code: int, status: int) -> None:
+        self.pid = pid
+        self.uid = uid
+        self.code = code
+        self.status = status
+
+
+class SignalInfo(Record):
+    """A signal read from a signalfd, and who sent it."""
+
+    __slots__ = ("code", "pid", "signo", "uid")
+
+    def __init__(self, signo: int, pid: int, uid: int, code: int) -> None:
+        self.signo = signo
+        self.pid = pid
+        self.uid = uid
+        self.code = code
+
+
+def _text(what: str, value: str) -> bytes:
+    data = os.fsencode(value)
+    if b"\0" in data:
+        raise ValueError(f"{what}: {value!r} holds a NUL byte")
+    return data
+
+
+def _checked(result: int, call: str, path: str | None = None) -> int:
+    if result < 0:
+        number = ffi.errno
+        raise OSError(number, f"{call}: {os.strerror(number)}", path)
+    return result
+
+
+def mount(source: str, target: str, fstype: str, flags: MountFlag = MountFlag(0), data: str = "") -> None:
+    """mount(2). The error's filename is the target, its filename2 the source."""
+    raw = (_text("source", source), _text("target", target), _text("fstype", fstype), int(flags), _text("data", data))
+    if lib.mount(*raw) < 0:
+        number = ffi.errno
+        raise OSError(number, f"mount: {os.strerror(number)}", target, None, source)
+
+
+def umount(target: str, flags: UmountFlag = UmountFlag(0)) -> None:
+    """umount2(2)."""
+    _checked(lib.umount2(_text("target", target), int(flags)), "umount", target)
+
+
+def move_mount(source: str, target: str) -> None:
+    """Move the mount at `source`, with all below it, to `target` (mount(2), MS_MOVE)."""
+    mount(source, target, "", MountFlag.MOVE)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _checked(lib.initd_pivot_root(_text("new_root", new_root), _text("put_old", put_old)), "pivot_root", new_root)
+
+
+def _strings(what: str, values: Collection[str]) -> tuple[object, list[object]]:
+    """A NULL-terminated char*[] and what must stay referenced while it is used."""
+    kept: list[object] = [ffi.new("char[]", _text(what, value)) for value in values]
+    return ffi.new("char *[]", [*kept, ffi.NULL]), kept
+
+
+def _mask(capabilities: Collection[int]) -> int:
+    mask = 0
+    for capability in capabilities:
+        mask |= 1 << capability
+    return mask
+
+
+def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
+    """Start a child in a session of its own, with signals and dispositions reset; return when its program runs.
+
+    Raises SpawnError with the stage that failed. A child that has not reached its program after `timeout` milliseconds
+    (a frozen cgroup, a disk that hangs) is killed and left to the reaper; the error is then ETIMEDOUT at Stage.EXEC.
+    """
+    argv, _argv = _strings("argv", spec.argv)
+    envp, _envp = _strings("env", [f"{name}={value}" for name, value in spec.env.items()])
+    cwd = ffi.new("char[]", _text("cwd", spec.cwd))
+    descriptors = ffi.new("struct initd_descriptor[]", [(child, parent, -1) for child, parent in spec.fds.items()])
+    limits = ffi.new("struct initd_limit[]", [(kind, _limit(soft), _limit(hard)) for kind, (soft, hard) in spec.rlimits.items()])
+    score = ffi.NULL if spec.oom_score_adj is None else ffi.new("char[]", str(spec.oom_score_adj).encode())
+    raw = {
+        "argv": argv, "envp": envp, "cwd": cwd, "cgroup": spec.cgroup, "namespaces": int(spec.namespaces),
+        "descriptors": descriptors, "descriptor_count": len(spec.fds), "limits": limits, "limit_count": len(spec.rlimits),
+        "oom_score": score, "bounded": spec.bounding is not None, "keep": _mask(spec.bounding or ()),
+        "no_new_privs": spec.no_new_privs, "timeout": timeout,
+    }  # fmt: skip
+    child = ffi.new("struct initd_child *")
+    if lib.initd_spawn(ffi.new("struct initd_spawn *", raw), child) < 0:
+        raise SpawnError(child.error, spec.argv[0], _STAGES[child.stage])
+    return Child(child.pid, child.pidfd)
+
+
+_STAGES = {
+    lib.INITD_CLONE: Stage.CLONE,
+    lib.INITD_CGROUP: Stage.CGROUP,
+    lib.INITD_SESSION: Stage.SESSION,
+    lib.INITD_SIGNALS: Stage.SIGNALS,
+    lib.INITD_OOM_SCORE: Stage.OOM_SCORE,
+    lib.INITD_LIMITS: Stage.LIMITS,
+    lib.INITD_DESCRIPTORS: Stage.DESCRIPTORS,
+    lib.INITD_WORKING_DIRECTORY: Stage.WORKING_DIRECTORY,
+    lib.INITD_CAPABILITIES: Stage.CAPABILITIES,
+    lib.INITD_NO_NEW_PRIVS: Stage.NO_NEW_PRIVS,
+    lib.INITD_EXEC: Stage.EXEC,
+}
+
+
+def _limit(value: int) -> int:
+    """RLIM_INFINITY is -1 in Python and the greatest number in C."""
+    return value & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def wait_any() -> int | None:
+    """The pid of some child that has ended, without reaping it; None if there is none. waitid(2), WNOWAIT."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if found is None else found.si_pid
+
+
+def _reap(kind: int, number: int) -> Exit | None:
+    end = os.waitid(kind, number, os.WEXITED | os.WNOHANG)
+    return None if end is None else Exit(end.si_pid, end.si_uid, end.si_code, end.si_status)
+
+
+def wait_pid(pid: int) -> Exit | None:
+    """Reap exactly this child; None if it still runs. Raises ChildProcessError if it is no child of this process."""
+    return _reap(os.P_PID, pid)
+
+
+def wait_pidfd(fd: int) -> Exit | None:
+    """Reap the child of this pidfd; None if it still runs. Raises ChildProcessError if it was reaped before."""
+    return _reap(os.P_PIDFD, fd)
+
+
+def pidfd_open(pid: int) -> int:
+    """pidfd_open(2)."""
+    return os.pidfd_open(pid)
+
+
+def pidfd_send_signal(fd: int, sig: int) -> None:
+    """pidfd_send_signal(2). Raises ProcessLookupError if the process has ended."""
+    _checked(lib.initd_pidfd_send_signal(fd, sig), "pidfd_send_signal")
+
+
+def signalfd(signals: Collection[int]) -> int:
+    """Block the signals and return a non-blocking descriptor from which `read_signal` gets them. signalfd(2)."""
+    return _checked(lib.initd_signalfd([int(number) for number in signals], len(signals)), "signalfd")
+
+
+def read_signal(fd: int) -> SignalInfo | None:
+    """One signal from a signalfd; None if none is pending."""
+    try:
+        data = os.read(fd, SIGNALFD_RECORD)
+    except BlockingIOError:
+        return None
+    signo, _, code, pid, uid = memoryview(data).cast("i")[:5]
+    return SignalInfo(signo, pid, uid & 0xFFFF_FFFF, code)
+
+
+def reboot(command: RebootCommand) -> None:
+    """reboot(2): acts at once and does not sync. Only the CAD commands return."""
+    _checked(lib.reboot(_signed(command)), "reboot")
+
+
+def _signed(value: int) -> int:
+    """The C compiler gives some reboot commands as unsigned, and the call takes an int."""
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2)."""
+    data = _text("name", name)
+    _checked(lib.sethostname(data, len(data)), "sethostname")
+
+
+def prctl_set(option: int, value: int) -> None:
+    """prctl(2) for an option that takes one number."""
+    _checked(lib.initd_prctl(option, value), f"prctl {option}")
+
+
+def drop_capabilities(keep: Collection[int]) -> None:
+    """Take all capabilities but `keep` from this process for good: bounding, permitted, effective; no inheritable, ambient."""
+    _checked(lib.initd_drop_capabilities(_mask(keep)), "drop_capabilities")
+
+
+def openat2(dirfd: int, path: str, flags: int, resolve: Resolve, mode: int = 0) -> int:
+    """openat2(2). The caller gives O_CLOEXEC itself; `mode` must be 0 unless a file is created."""
+    return _checked(lib.initd_openat2(dirfd, _text("path", path), flags, mode, int(resolve)), "openat2", path)
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2)."""
+    _checked(lib.setns(fd, kind), "setns")
+
+
+def unshare(kinds: Namespace) -> None:
+    """unshare(2)."""
+    _checked(lib.unshare(int(kinds)), "unshare")
+
+
+def close_range(first: int, last: int, *, cloexec: bool = False) -> None:
+    """Close the descriptors from first to last, or mark them close-on-exec. close_range(2)."""
+    _checked(lib.close_range(first, last, lib.CLOSE_RANGE_CLOEXEC if cloexec else 0), "close_range")
+
+
+def finit_module(path: str, params: str = "") -> None:
+    """Load one module file; the kernel itself unpacks .ko.xz, .ko.zst and .ko.gz if it can. finit_module(2).
+
+    Raises FileExistsError if it is loaded already.
+    """
+    flags = 0 if path.endswith(".ko") else MODULE_INIT_COMPRESSED_FILE
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(lib.initd_finit_module(fd, _text("params", params), flags), "finit_module", path)
+    finally:
+        os.close(fd)
+
+
+_KMOD: list[object] = []  # libkmod's context, made by the first call: it maps the module indexes, which takes a while
+
+
+def load_module(alias: str) -> list[str]:
+    """Load what drives a modalias, or a module by name, with all it depends on; the names of those not there before.
+
+    [] if nothing matches, or all are loaded or denied by modprobe.d. The first call opens libkmod (ELIBACC if it cannot).
+    """
+    if not _KMOD:
+        kmod = ffi.new("struct initd_kmod *")
+        _checked(lib.initd_kmod_open(kmod), "libkmod.so.2")
+        _KMOD.append(kmod)
+    names = ffi.new("char[]", NAMES_SIZE)
+    length = _checked(lib.initd_kmod_load(_KMOD[0], _text("alias", alias), names, NAMES_SIZE), "load_module", alias)
+    return os.fsdecode(ffi.buffer(names, length)[:]).split("\0")[:-1]
+
+
+def probe_filesystem(path: str) -> dict[str, str]:
+    """What libblkid knows of a block device or image: TYPE, LABEL, UUID, PART_ENTRY_NAME, ...; {} if nothing is found.
+
+    The values come from the disk: do not trust them. Raises OSError ENOTUNIQ if signatures contradict each other, ELIBACC if
+    libblkid cannot be opened. May block on the device: not for PID 1.
+    """
+    values = ffi.new("char[]", NAMES_SIZE)
+    length = _checked(lib.initd_blkid_probe(_text("path", path), values, NAMES_SIZE), "probe_filesystem", path)
+    pairs = ffi.buffer(values, length)[:].decode(errors="replace").split("\0")[:-1]
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}

@@ -1,0 +1,228 @@
+/* Starts a child in its cgroup and reports the step that failed. See clone(2), "clone3()". */
+#define _GNU_SOURCE
+#include "initd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/close_range.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct report {
+    int stage, error;
+};
+
+/* Lowers the bounding set to `keep`. Reading past the kernel's last capability is EINVAL, which ends the loop. */
+static int lower_bounding_set(uint64_t keep) {
+    for (int capability = 0; capability < 64; capability++) {
+        int held = prctl(PR_CAPBSET_READ, capability, 0, 0, 0);
+        if (held < 0)
+            break;
+        if (held && !(keep >> capability & 1) && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+            return -1;
+    }
+    return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+}
+
+/* Masks the process's own sets. Inheritable ones are cleared: an exec as root would bring them back past the bounding set. */
+static int mask_capabilities(uint64_t keep) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[2];
+    if (syscall(SYS_capget, &header, sets) < 0)
+        return -1;
+    for (int word = 0; word < 2; word++) {
+        uint32_t mask = (uint32_t)(keep >> 32 * word);
+        sets[word].effective &= mask;
+        sets[word].permitted &= mask;
+        sets[word].inheritable = 0;
+    }
+    return (int)syscall(SYS_capset, &header, sets);
+}
+
+int initd_drop_capabilities(uint64_t keep) {
+    return lower_bounding_set(keep) < 0 ? -1 : mask_capabilities(keep);
+}
+
+/* A child must not inherit that Python ignores SIGPIPE, nor that PID 1 blocks what it reads from a signalfd. */
+static int reset_signals(void) {
+    struct sigaction standard = {.sa_handler = SIG_DFL};
+    sigset_t none;
+    for (int number = 1; number < NSIG; number++)
+        sigaction(number, &standard, NULL); /* SIGKILL, SIGSTOP and libc's two own refuse: they cannot be ignored */
+    sigemptyset(&none);
+    return sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static int set_oom_score(const char *score) {
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    ssize_t written = write(fd, score, strlen(score));
+    int error = errno;
+    close(fd);
+    errno = error;
+    return written < 0 ? -1 : 0;
+}
+
+static int set_limits(const struct initd_spawn *spec) {
+    for (size_t i = 0; i < spec->limit_count; i++) {
+        struct rlimit limit = {.rlim_cur = spec->limits[i].soft, .rlim_max = spec->limits[i].hard};
+        if (setrlimit((__rlimit_resource_t)spec->limits[i].resource, &limit) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int raise_descriptor(int fd, int lowest) {
+    return fcntl(fd, F_DUPFD_CLOEXEC, lowest);
+}
+
+/*
+ * Gives the child exactly the descriptors of the specification. All sources are first copied above every target, so no
+ * dup2 can overwrite one that is still needed, whatever the permutation. Standard streams that are not given become
+ * /dev/null: with them closed, the child's first open would get number 2 and take its error messages.
+ */
+static int arrange_descriptors(const struct initd_spawn *spec, int *report) {
+    int lowest = 3, given = 0;
+    for (size_t i = 0; i < spec->descriptor_count; i++) {
+        int child = spec->descriptors[i].child;
+        if (child >= lowest)
+            lowest = child + 1;
+        if (child >= 0 && child < 3)
+            given |= 1 << child;
+    }
+    int moved = raise_descriptor(*report, lowest);
+    if (moved < 0)
+        return -1;
+    *report = moved;
+    int null = -1;
+    if (given != 7) {
+        int opened = open("/dev/null", O_RDWR | O_CLOEXEC);
+        if (opened < 0 || (null = raise_descriptor(opened, lowest)) < 0)
+            return -1;
+    }
+    for (size_t i = 0; i < spec->descriptor_count; i++) {
+        struct initd_descriptor *descriptor = &spec->descriptors[i];
+        if ((descriptor->scratch = raise_descriptor(descriptor->parent, lowest)) < 0)
+            return -1;
+    }
+    if (close_range(0, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
+        return -1;
+    for (size_t i = 0; i < spec->descriptor_count; i++)
+        if (dup2(spec->descriptors[i].scratch, spec->descriptors[i].child) < 0)
+            return -1;
+    for (int fd = 0; fd < 3; fd++)
+        if (!(given >> fd & 1) && dup2(null, fd) < 0)
+            return -1;
+    return 0;
+}
+
+/* The child's whole life before exec: system calls only, for it is a copy of a process with an interpreter in it. */
+static enum initd_stage prepare_and_exec(const struct initd_spawn *spec, int *report) {
+    if (setsid() < 0)
+        return INITD_SESSION;
+    if (reset_signals() < 0)
+        return INITD_SIGNALS;
+    if (spec->oom_score && set_oom_score(spec->oom_score) < 0)
+        return INITD_OOM_SCORE;
+    if (arrange_descriptors(spec, report) < 0) /* before the limits: RLIMIT_NOFILE may be lower than what is open here */
+        return INITD_DESCRIPTORS;
+    if (set_limits(spec) < 0)
+        return INITD_LIMITS;
+    if (chdir(spec->cwd) < 0)
+        return INITD_WORKING_DIRECTORY;
+    if (spec->bounded && (lower_bounding_set(spec->keep) < 0 || mask_capabilities(~UINT64_C(0)) < 0))
+        return INITD_CAPABILITIES;
+    if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return INITD_NO_NEW_PRIVS;
+    execve(spec->argv[0], spec->argv, spec->envp);
+    return INITD_EXEC;
+}
+
+static pid_t clone_child(const struct initd_spawn *spec, int *pidfd) {
+    struct clone_args arguments = {
+        .flags = CLONE_PIDFD | spec->namespaces,
+        .pidfd = (uint64_t)(uintptr_t)pidfd,
+        .exit_signal = SIGCHLD,
+    };
+    if (spec->cgroup >= 0) {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = (uint64_t)spec->cgroup;
+    }
+    return (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+}
+
+static int is_cgroup_error(int error) {
+    return error == EBADF || error == EBUSY || error == ENODEV || error == ENOENT || error == EOPNOTSUPP || error == EACCES;
+}
+
+/*
+ * Waits until exec closes the pipe or the child says what failed. A child in a frozen cgroup, or one whose program is on
+ * a disk that no longer answers, does neither, and PID 1 must not wait for it: it is killed and left to the reaper.
+ */
+static void await_exec(int fd, int timeout, struct initd_child *child) {
+    struct pollfd poller = {.fd = fd, .events = POLLIN};
+    struct report report;
+    int ready;
+    do
+        ready = poll(&poller, 1, timeout);
+    while (ready < 0 && errno == EINTR);
+    if (ready > 0) {
+        ssize_t length = read(fd, &report, sizeof report);
+        if (length == 0)
+            return;
+        if (length != sizeof report)
+            report = (struct report){INITD_EXEC, EIO};
+    } else
+        report = (struct report){INITD_EXEC, ready == 0 ? ETIMEDOUT : errno};
+    child->stage = report.stage;
+    child->error = report.error;
+    initd_pidfd_send_signal(child->pidfd, SIGKILL);
+    if (ready > 0) {
+        siginfo_t info;
+        while (waitid((idtype_t)P_PIDFD, (id_t)child->pidfd, &info, WEXITED) < 0 && errno == EINTR)
+            continue;
+    }
+    close(child->pidfd);
+    child->pidfd = -1;
+}
+
+/* Fills in `child`; returns 0 if the program runs, else -1 with the stage and its errno in `child`. */
+int initd_spawn(const struct initd_spawn *spec, struct initd_child *child) {
+    int ends[2];
+    *child = (struct initd_child){.pid = -1, .pidfd = -1, .stage = INITD_STARTED};
+    if (pipe2(ends, O_CLOEXEC) < 0) {
+        child->stage = INITD_CLONE;
+        child->error = errno;
+        return -1;
+    }
+    sigset_t all, before;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before); /* a handler of the parent's must not run in the child */
+    child->pid = clone_child(spec, &child->pidfd);
+    if (child->pid == 0) {
+        struct report report = {.stage = (int)prepare_and_exec(spec, &ends[1])};
+        report.error = errno;
+        ssize_t written = write(ends[1], &report, sizeof report);
+        _exit(written == sizeof report ? 127 : 126);
+    }
+    int error = errno;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    close(ends[1]);
+    if (child->pid < 0) {
+        child->stage = spec->cgroup >= 0 && is_cgroup_error(error) ? INITD_CGROUP : INITD_CLONE;
+        child->error = error;
+    } else
+        await_exec(ends[0], spec->timeout, child);
+    close(ends[0]);
+    return child->stage == INITD_STARTED ? 0 : -1;
+}
