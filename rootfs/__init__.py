@@ -1,0 +1,1 @@
+"""The image recipe: pinned inputs in, one bootable and reproducible disk image out."""
