@@ -1,0 +1,106 @@
+"""The node's services, as data: exactly two, containerd and the kubelet.
+
+The supervisor takes what it does with them from here. PID 1 reads this before containerd's exec, so it imports nothing
+that takes time. Limits of their cgroups stand in the tree (cgroups.py).
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+CONTAINERD_DEFAULT_CONFIG = "/usr/share/initd/containerd.toml"
+CONTAINERD_CONFIG = "/run/initd/containerd/config.toml"
+KUBELET_CONFIG = "/run/initd/kubelet/config.yaml"
+STATIC_PODS = "/etc/kubernetes/manifests"
+HEALTHZ_ADDRESS, HEALTHZ_PORT = "127.0.0.1", 10248
+
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin"}  # where they look up shim, runc, mount, nft
+
+
+class HttpProbe(NamedTuple):
+    """Alive if a GET is answered with status 200."""
+
+    host: str
+    port: int
+    path: str
+
+
+class Http2SocketProbe(NamedTuple):
+    """Alive if an HTTP/2 server answers on this Unix socket: the kernel accepts a connection for a hung process too."""
+
+    path: str
+
+
+class ServiceSpec(NamedTuple):
+    """How to run one service or worker.
+
+    cgroup is a path below the cgroup file system's root, cgroup_settings go into its files at each start. rlimits maps
+    resource.RLIMIT_* to soft and hard limits, resource.RLIM_INFINITY among them. oom_score_adj None leaves PID 1's.
+    notify: it sends READY=1 (sd_notify), within start_seconds. watchdog_seconds is its WATCHDOG_USEC, 0 for a service that
+    never sends WATCHDOG=1. stop_seconds lie between SIGTERM and SIGKILL; main_only sends both to the main process instead
+    of killing the whole cgroup, so that what it started survives it.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    cgroup: str
+    cgroup_settings: dict[str, int | str] = {}
+    rlimits: Mapping[int, tuple[int, int]] = {}
+    oom_score_adj: int | None = None
+    notify: bool = False
+    watchdog_seconds: float = 0.0
+    start_seconds: float = 60.0
+    stop_seconds: float = 10.0
+    main_only: bool = False
+    liveness: HttpProbe | Http2SocketProbe | None = None
+
+
+# Pods inherit containerd's limits. A core file would land on a tmpfs and push pods out of memory.
+RLIMITS: Mapping[int, tuple[int, int]] = {
+    resource.RLIMIT_NOFILE: (1 << 20, 1 << 20),
+    resource.RLIMIT_NPROC: (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+    resource.RLIMIT_CORE: (0, 0),
+}
+
+
+def containerd_argv(config: str = CONTAINERD_DEFAULT_CONFIG) -> tuple[str, ...]:
+    """Return containerd's command line for the image's configuration file, or for one rendered at boot."""
+    return ("/usr/bin/containerd", "--config", config)
+
+
+def kubelet_argv(name: str, address: str | None, verbosity: int = 2) -> tuple[str, ...]:
+    """Return the kubelet's command line for the decided node name and IP; without an IP it picks one itself."""
+    node_ip = () if address is None else (f"--node-ip={address}",)
+    return ("/usr/bin/kubelet", f"--config={KUBELET_CONFIG}", f"--hostname-override={name}", *node_ip, f"-v={verbosity}")
+
+
+CONTAINERD = ServiceSpec(
+    name="containerd",
+    argv=containerd_argv(),
+    environment=ENVIRONMENT,
+    cgroup="runtime",
+    rlimits=RLIMITS,
+    oom_score_adj=-999,
+    notify=True,
+    main_only=True,  # pods must survive its restart
+    liveness=Http2SocketProbe(CONTAINERD_SOCKET),
+)
+KUBELET = ServiceSpec(
+    name="kubelet",
+    argv=kubelet_argv("localhost", None),  # replaced when name and address are decided
+    environment=ENVIRONMENT,
+    cgroup="kubelet",
+    rlimits=RLIMITS,
+    oom_score_adj=-450,
+    notify=True,
+    watchdog_seconds=60.0,  # a sign of life each 30 s: emulated machines are slow, and few wake-ups are cheap
+    start_seconds=120.0,
+    liveness=HttpProbe(HEALTHZ_ADDRESS, HEALTHZ_PORT, "/healthz"),
+)
+SERVICES = (CONTAINERD, KUBELET)
