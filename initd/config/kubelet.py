@@ -1,0 +1,134 @@
+"""The kubelet's files: its KubeletConfiguration and the static pods.
+
+Field names and what they mean: k8s.io/kubelet/config/v1beta1, 0.37. The kubelet only warns of a field that it does not
+know, so names are checked here. Nothing of the schema is imported: the schema uses the check.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from initd.config.checks import plain, size_bytes, unknown_key
+from initd.config.errors import Mismatch
+from initd.services import CONTAINERD_SOCKET, HEALTHZ_ADDRESS, HEALTHZ_PORT, STATIC_PODS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from initd.config.schema import Config
+
+_MIB: Final = 1 << 20
+_SYSTEM: Final = 256 * _MIB  # containerd, kubelet, shims, initd and the kernel's own, besides /var
+_LEAST_FOR_PODS: Final = 128 * _MIB  # the kubelet does not start if reservations leave nothing, eviction's 100Mi included
+
+# Set by initd for its own reasons: a value from the user would break the node in ways that are hard to see.
+_FIXED: Final[Mapping[str, Any]] = {
+    "apiVersion": "kubelet.config.k8s.io/v1beta1",
+    "kind": "KubeletConfiguration",
+    "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
+    "staticPodPath": STATIC_PODS,
+    "address": HEALTHZ_ADDRESS,  # nobody can be authenticated without an API server, so nobody is served from outside
+    "readOnlyPort": 0,
+    "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": False}},  # webhooks abort without a client
+    "authorization": {"mode": "AlwaysAllow"},
+    "healthzBindAddress": HEALTHZ_ADDRESS,
+    "healthzPort": HEALTHZ_PORT,
+    "registerNode": False,
+    "cgroupDriver": "cgroupfs",
+    "cgroupRoot": "/",
+    "kubeletCgroups": "/kubelet",  # where it is already: otherwise it moves itself
+    "enforceNodeAllocatable": ["pods"],
+    "failCgroupV1": True,
+    "oomScoreAdj": -450,  # it writes its own score from here, whatever it was started with
+    "protectKernelDefaults": True,  # the sysctl table holds what it wants
+    "makeIPTablesUtilChains": False,  # there is no iptables
+    "resolvConf": "/etc/resolv.conf",
+    "volumePluginDir": "/var/lib/kubelet/volumeplugins",  # the default is on the read-only root
+    "shutdownGracePeriod": "0s",  # it would wait for logind
+    "shutdownGracePeriodCriticalPods": "0s",
+}
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "failSwapOn": True,
+    "seccompDefault": True,
+    "fileCheckFrequency": "20s",  # the folder is watched as well
+    "containerLogMaxSize": "5Mi",  # /var is memory
+    "containerLogMaxFiles": 2,
+    "imageGCHighThresholdPercent": 80,
+    "imageGCLowThresholdPercent": 70,
+    "evictionHard": {
+        "memory.available": "100Mi",
+        "nodefs.available": "10%",
+        "nodefs.inodesFree": "5%",
+        "imagefs.available": "15%",
+        "imagefs.inodesFree": "5%",
+    },
+}
+# Not in a table above, yet initd's: sources of pods and addresses that would bypass what it decides.
+_REFUSED: Final = frozenset({*_FIXED, "staticPodURL", "staticPodURLHeader", "imageServiceEndpoint", "runOnce", "enableServer",
+                             "systemCgroups", "cgroupsPerQOS", "podLogsDir", "shutdownGracePeriodByPodPriority"})  # fmt: skip
+_KNOWN: Final = frozenset(
+    """
+    syncFrequency fileCheckFrequency httpCheckFrequency port tlsCertFile tlsPrivateKeyFile tlsCipherSuites
+    tlsCurvePreferences tlsMinVersion rotateCertificates serverTLSBootstrap registryPullQPS registryBurst
+    imagePullCredentialsVerificationPolicy preloadedImagesVerificationAllowlist eventRecordQPS eventBurst
+    enableDebuggingHandlers enableContentionProfiling clusterDomain clusterDNS streamingConnectionIdleTimeout
+    nodeStatusUpdateFrequency nodeStatusReportFrequency nodeLeaseDurationSeconds imageMinimumGCAge imageMaximumGCAge
+    imageGCHighThresholdPercent imageGCLowThresholdPercent volumeStatsAggPeriod cpuManagerPolicy singleProcessOOMKill
+    cpuManagerPolicyOptions cpuManagerReconcilePeriod memoryManagerPolicy topologyManagerPolicy topologyManagerScope
+    topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode maxPods podCIDR podPidsLimit cpuCFSQuota
+    cpuCFSQuotaPeriod nodeStatusMaxImages maxOpenFiles contentType kubeAPIQPS kubeAPIBurst serializeImagePulls
+    maxParallelImagePulls evictionHard evictionSoft evictionSoftGracePeriod evictionPressureTransitionPeriod
+    evictionMaxPodGracePeriod evictionMinimumReclaim mergeDefaultEvictionSettings podsPerCore
+    enableControllerAttachDetach iptablesMasqueradeBit iptablesDropBit featureGates failSwapOn memorySwap
+    containerLogMaxSize containerLogMaxFiles containerLogMaxWorkers containerLogMonitorInterval
+    configMapAndSecretChangeDetectionStrategy systemReserved kubeReserved reservedSystemCPUs
+    showHiddenMetricsForVersion systemReservedCgroup kubeReservedCgroup allowedUnsafeSysctls defaultPodSysctls
+    providerID kernelMemcgNotification logging enableSystemLogHandler enableSystemLogQuery crashLoopBackOff
+    reservedMemory enableProfilingHandler enableDebugFlagsHandler seccompDefault memoryThrottlingFactor
+    memoryReservationPolicy registerWithTaints tracing localStorageCapacityIsolation userNamespaces
+    """.split()
+)
+
+
+def check_extra(value: dict[str, Any]) -> None:
+    """Check the user's KubeletConfiguration fields: known, not initd's own, and writable as JSON. Raises Mismatch."""
+    plain(value)
+    for name in value:
+        if name in _REFUSED:
+            raise Mismatch("a field that initd does not set itself", f"{name!r}", f".{name}")
+        if name not in _KNOWN:
+            error = unknown_key(name, _KNOWN)
+            error.at = f".{name}"
+            raise error
+
+
+def configuration(config: Config, memory: int) -> dict[str, Any]:
+    """Make the KubeletConfiguration of a node without an API server; memory is the machine's total in bytes.
+
+    systemReserved counts /var's full size: its pages are memory that pods do not get. On a machine too small for both,
+    the reservation gives way, since a kubelet that refuses to start helps no one.
+    """
+    reserved = size_bytes(config.disks.var.size, memory) + _SYSTEM
+    reserved = max(0, min(reserved, memory - 100 * _MIB - _LEAST_FOR_PODS))
+    defaults = {**_DEFAULTS, "systemReserved": {"memory": f"{reserved // _MIB}Mi"}}
+    return {**_merge(defaults, config.kubelet.config), **_FIXED}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def files(config: Config, memory: int) -> tuple[bytes, dict[str, bytes]]:
+    """Render the kubelet's configuration file (JSON, which is YAML) and the static pods by file name."""
+    pods = {name + ".yaml": text.encode() for name, text in config.kubelet.manifests.items()}
+    for manifest in config.kubelet.static_pods:
+        metadata = manifest["metadata"]
+        namespace = metadata.get("namespace", "default")
+        name = metadata["name"] if namespace == "default" else f"{namespace}_{metadata['name']}"
+        pods[name + ".json"] = json.dumps(manifest).encode()
+    return json.dumps(configuration(config, memory), indent=1).encode(), pods
