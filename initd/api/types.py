@@ -79,7 +79,6 @@ class LogLine(TypedDict):
     """One line a service wrote; `dropped` counts lines lost before it."""
 
     time: float
-    stream: str
     text: str
     dropped: int
 

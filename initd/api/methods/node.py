@@ -1,0 +1,86 @@
+"""The node as a whole: version, status, events, boot times, reboot and shutdown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import initd
+from initd import shutdown
+from initd.api.registry import Call, Role, method
+from initd.supervise.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from initd.api.types import BootTimes, Event, NodeStatus, VersionInfo
+
+IMAGE_VERSION = "/usr/share/initd/version"
+
+
+def version_info(boot_id: str) -> VersionInfo:
+    """Who answers; also what the serial line's hello is answered with."""
+    try:
+        with open(IMAGE_VERSION, encoding="utf-8") as file:
+            image: str | None = file.read().strip()
+    except OSError:
+        image = None  # a root of someone else's making has none
+    return {
+        "version": initd.__version__,
+        "kernel": os.uname().release,
+        "python": sys.version.partition(" ")[0],
+        "boot_id": boot_id,
+        "image": image,
+    }
+
+
+@method("version", Role.READER)
+async def version(call: Call) -> VersionInfo:
+    """Versions of initd, of the kernel and of the image, and this boot's identifier."""
+    return version_info(call.node.boot_id)
+
+
+@method("status", Role.READER)
+async def status(call: Call) -> NodeStatus:
+    """The node's name, address, phase, and whether it is ready; if not, why."""
+    return call.node.status()
+
+
+@method("events", Role.READER)
+async def events(call: Call, since: int = 0, follow: bool = True) -> AsyncIterator[Event]:
+    """The events after the sequence number `since`, oldest first; then, if `follow`, each new one as it comes."""
+    if not follow:
+        for event in call.node.events.since(since):
+            yield event
+        return
+    async for event in call.node.events.follow(since):
+        yield event
+
+
+@method("boot.times", Role.READER)
+async def boot_times(call: Call) -> BootTimes:
+    """What each phase of the boot took and waited for, and when services were started and ready."""
+    node = call.node
+    marks = {}
+    for service in node.services.values():
+        for state, mark in ((State.STARTING, "exec"), (State.RUNNING, "ready")):
+            first = next((entry for entry in service.history if entry["state"] == state.value), None)
+            if first is not None:
+                marks[f"{service.spec.name} {mark}"] = round(first["monotonic"] - node.exec_at, 6)
+    ready = next((event for event in node.events.since(0) if event["kind"] == "node" and event.get("ready")), None)
+    if ready is not None:
+        marks["node ready"] = round(ready["monotonic"] - node.exec_at, 6)
+    return {"exec": node.exec_at, "phases": list(node.boot_phases), "marks": marks}
+
+
+@method("reboot", Role.ADMIN)
+async def reboot(call: Call, force: bool = False) -> float:
+    """Stop everything in order and restart the machine; returns the seconds it may take. `force` waits for no one."""
+    return shutdown.request(call.node, "reboot", by=f"API, {call.peer.text}", force=force)
+
+
+@method("shutdown", Role.ADMIN)
+async def power_off(call: Call, force: bool = False) -> float:
+    """Stop everything in order and power the machine off; returns the seconds it may take. `force` waits for no one."""
+    return shutdown.request(call.node, "shutdown", by=f"API, {call.peer.text}", force=force)

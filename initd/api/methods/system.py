@@ -1,0 +1,132 @@
+"""What the kernel knows: its log, mounts, processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from initd.api.registry import Call, Role, method
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from initd.api.types import KernelRecord, MountInfo, ProcessInfo
+
+RECORD_BYTES = 8192
+BATCH = 100
+
+
+def parse_record(data: bytes) -> KernelRecord | None:
+    """One record of /dev/kmsg; None if it is none. Source: the kernel's Documentation/ABI/testing/dev-kmsg."""
+    header, separator, text = data.decode(errors="replace").partition(";")
+    fields = header.split(",")
+    if not separator or len(fields) < 3 or not all(field.isdecimal() for field in fields[:3]):
+        return None
+    level, seq, microseconds = map(int, fields[:3])
+    return {
+        "seq": seq,
+        "monotonic": microseconds / 1e6,
+        "priority": level & 7,
+        "facility": level >> 3,
+        "text": text.partition("\n")[0],
+    }
+
+
+@method("kernel.log", Role.READER)
+async def kernel_log(_call: Call, follow: bool = False) -> AsyncIterator[KernelRecord]:
+    """The kernel's log, oldest record first, initd's own records in it; then, if `follow`, each new one as it comes."""
+    descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    readable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    count = 0
+    try:
+        while True:
+            try:
+                record = parse_record(os.read(descriptor, RECORD_BYTES))
+            except BlockingIOError:
+                if not follow:
+                    return
+                readable.clear()
+                loop.add_reader(descriptor, readable.set)
+                await readable.wait()
+                loop.remove_reader(descriptor)
+                continue
+            except BrokenPipeError:
+                continue  # the ring was overwritten under us; the next read goes on with its oldest record
+            count += 1
+            if count % BATCH == 0:
+                await asyncio.sleep(0)  # thousands of records: others get their turn
+            if record is not None:
+                yield record
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+@method("mounts", Role.READER)
+async def mounts(_call: Call) -> list[MountInfo]:
+    """Every mount that PID 1 sees."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [parse_mount(line) for line in file]
+
+
+def parse_mount(line: str) -> MountInfo:
+    """One line of mountinfo (proc_pid_mountinfo(5)): six fields, optional ones, a dash, three more."""
+    left, _, right = line.rstrip("\n").partition(" - ")
+    fields, rest = left.split(" "), right.split(" ")
+    return {
+        "target": unescape(fields[4]),
+        "source": unescape(rest[1]),
+        "type": rest[0],
+        "flags": fields[5].split(","),
+        "options": rest[2].split(","),
+        "propagation": fields[6:],
+    }
+
+
+def unescape(text: str) -> str:
+    """A path of mountinfo as it is: space, tab, newline and backslash stand there as octal."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text
+
+
+@method("processes", Role.READER)
+async def processes(_call: Call) -> list[ProcessInfo]:
+    """Every process but the kernel's own threads, with its cgroup, memory and CPU time."""
+    found = []
+    for number, name in enumerate(sorted((name for name in os.listdir("/proc") if name.isdecimal()), key=int)):
+        if number % BATCH == BATCH - 1:
+            await asyncio.sleep(0)  # a node with thousands of processes: others get their turn
+        process = read_process(int(name))
+        if process is not None:
+            found.append(process)
+    return found
+
+
+def read_process(pid: int) -> ProcessInfo | None:
+    """One process as proc_pid_stat(5) and its neighbours have it; None if it is gone or a kernel thread."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            name, _, rest = file.read().decode(errors="replace").partition(" (")[2].rpartition(") ")
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            argv = file.read(4096).decode(errors="replace").rstrip("\0")
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            cgroup = file.read().strip().rpartition("::")[2]
+    except OSError:
+        return None
+    fields = rest.split()
+    if not argv and fields[0] != "Z":
+        return None
+    ticks = os.sysconf("SC_CLK_TCK")
+    return {
+        "pid": pid,
+        "parent": int(fields[1]),
+        "name": name,
+        "argv": argv.split("\0") if argv else [],
+        "cgroup": cgroup,
+        "state": fields[0],
+        "resident_bytes": int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+        "cpu_seconds": (int(fields[11]) + int(fields[12])) / ticks,
+    }

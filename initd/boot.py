@@ -1,0 +1,412 @@
+"""The boot: one list of phases, read from top to bottom.
+
+A phase runs as soon as what it is `after` is done. The early ones are plain functions and run at once, one after the other;
+one that returns a coroutine is finished in the loop, beside the others, and holds up only the phases that name it. So
+containerd is exec'd before anything heavy is imported, and the kubelet before the loop even starts if its name and address
+stand in the configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from initd import cgroups, log, modules, mounts, services, sysctl
+from initd.config import sources
+from initd.config.errors import ConfigError
+from initd.events import boot_id, boottime, machine_id
+from initd.node import write_first_etc
+from initd.supervise.service import Service
+from initd.supervise.states import State
+from initd.supervise.workers import Worker, spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from initd.node import Node
+
+MIB = 1 << 20
+SETTLE_SECONDS = 60.0
+IMPORT_SECONDS = 120.0
+IDLE_SECONDS = 20.0
+API_SOCKET = "/run/initd/api.sock"
+IMAGES = "/usr/share/initd/images"
+BACKLOG = 128
+
+
+class Phase(NamedTuple):
+    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason and passed over."""
+
+    name: str
+    run: Callable[[Node], Coroutine[Any, Any, None] | None]
+    fatal: bool = False
+    after: tuple[str, ...] = ()
+
+
+Pending = dict[str, "Coroutine[Any, Any, None] | None"]
+
+
+class Skipped(Exception):  # noqa: N818 an outcome, not an error
+    """Raised by a phase that has nothing to do; the text says why."""
+
+
+# The phases.
+
+
+def mount_table(node: Node) -> None:
+    """Mount everything but /var."""
+    for line in mounts.mount_all():
+        log.warning("mount failed", mount=line)
+    with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
+        node.command_line = sources.command_line(file.read())
+    node.boot_id = boot_id()
+    mounts.make_links(mounts.LINKS)
+    mounts.make_directories(mounts.RUN_DIRECTORIES)
+    for name in ("kubernetes", "cni"):
+        mounts.seed(f"{mounts.FACTORY}/{name}", f"/etc/{name}")
+    os.makedirs(services.STATIC_PODS, exist_ok=True)
+    write_first_etc()
+
+
+def cgroup_tree(_node: Node) -> None:
+    """Make the tree and join PID 1's leaf, before anything is charged to the root."""
+    for line in cgroups.make_tree():
+        log.warning("cgroup setting refused", setting=line)
+
+
+def load_modules(_node: Node) -> None:
+    """Load what the boot cannot wait for."""
+    for line in modules.load_early():
+        log.warning("module not loaded", module=line)
+
+
+def find_configuration(node: Node) -> None:
+    """Find the first source that has a configuration; judge it now only if containerd or /var depend on it."""
+    try:
+        node.found = sources.find()
+    except ConfigError as error:
+        node.config_error = str(error)
+        return
+    if sources.wants_early_var(node.found.text):
+        _judge(node)
+
+
+def var(node: Node) -> None:
+    """Make /var, empty, and what lives on it."""
+    options = mounts.VAR_OPTIONS
+    if node.config is not None:
+        from initd.config.checks import size_bytes  # noqa: PLC0415 only such a node pays for it
+
+        chosen = node.config.disks.var
+        options = f"mode=0755,size={size_bytes(chosen.size, memory_bytes())},nr_inodes={chosen.inodes}"
+    var_mount, opt_mount = mounts.after_var(options)
+    mounts.mount_all((var_mount,))
+    mounts.make_directories(mounts.VAR_DIRECTORIES)
+    mounts.make_links(mounts.VAR_LINKS)
+    mounts.mount_all((opt_mount,))
+    mounts.share_root()
+
+
+def containerd(node: Node) -> None:
+    """Start containerd with the image's configuration, or with one rendered from a [containerd] table."""
+    service = Service(services.CONTAINERD, node.events, node.reaper)
+    if node.config is not None:
+        from initd.config import containerd as render  # noqa: PLC0415 only such a node pays for it
+
+        _write(services.CONTAINERD_CONFIG, render.render(node.config.containerd.log_level).encode())
+        service.argv = services.containerd_argv(services.CONTAINERD_CONFIG)
+    service.changed = node.service_changed
+    node.services["containerd"] = service
+    service.start("boot")
+
+
+def start_workers(node: Node) -> None:
+    """Exec the workers: what they import overlaps containerd's start and PID 1's own imports."""
+    for name, limit, idle in (("devices", 64, 0.0), ("network", 96, 0.0), ("containers", 128, IDLE_SECONDS)):
+        node.workers[name] = Worker(spec(name, limit * MIB), node.events, node.reaper, idle)
+        node.workers[name].start("boot")
+
+
+def listen(node: Node) -> None:
+    """Listen on the API's socket before the configuration is judged; calls wait in its backlog until the loop runs."""
+    from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket  # noqa: PLC0415 before `socket` is paid for
+
+    listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
+    listener.bind(API_SOCKET)
+    os.chmod(API_SOCKET, 0o666)  # who may do what is decided by peer credentials
+    listener.listen(BACKLOG)
+    node.listener = listener
+
+
+def set_parameters(_node: Node) -> None:
+    """Write the kernel parameters, before the kubelet checks them."""
+    for line in sysctl.apply():
+        log.warning("kernel parameter not set", parameter=line)
+
+
+def judge_configuration(node: Node) -> None:
+    """Read the configuration; a bad one is maintenance mode, with the reason in the API and on the console."""
+    if node.config is None and node.config_error is None:
+        _judge(node)
+    if node.config_error is not None:
+        raise RuntimeError(node.config_error)
+
+
+def _judge(node: Node) -> None:
+    from initd.config.schema import parse  # noqa: PLC0415 msgspec and tomllib: while containerd starts
+
+    if node.found is None:
+        return
+    try:
+        node.config = parse(node.found.text, node.found.source)
+    except ConfigError as error:
+        node.config_error = str(error)
+
+
+def identify(node: Node) -> Coroutine[Any, Any, None] | None:
+    """Decide node name and address: from the configuration, else from the lease, else from the machine id."""
+    if node.config is None:
+        raise Skipped("no configuration")
+    wanted, links = node.config.node, node.config.network.interfaces
+    static = [address for link in links for address in link.addresses]
+    address = wanted.address or (static[0].partition("/")[0] if static else None)
+    asks_lease = not links or any(link.dhcp for link in links)
+    if address is not None and (wanted.name is not None or not asks_lease):
+        node.identify(wanted.name or _machine_name(), address)
+        return None
+    return _identify_from_lease(node, wanted.name, address)
+
+
+async def _identify_from_lease(node: Node, name: str | None, address: str | None) -> None:
+    import asyncio  # noqa: PLC0415 the loop runs now
+
+    wait = node.config.network.timeout if node.config is not None else 0
+    try:
+        async with asyncio.timeout(wait):
+            async for event in node.events.follow():
+                if event["kind"] == "network" and node.network is not None and node.network["address"]:
+                    break
+    except TimeoutError:
+        log.warning("no address yet; the boot goes on", waited_seconds=wait)
+    lease = node.network or {"hostname": None, "address": None}
+    node.identify(name or lease["hostname"] or _machine_name(), address or lease["address"])
+
+
+def _machine_name() -> str:
+    return f"initd-{machine_id()[:8]}"
+
+
+def start_kubelet(node: Node) -> None:
+    """Write the kubelet's configuration and static pods, and start it; it needs CRI only seconds later."""
+    from initd.config import kubelet as render  # noqa: PLC0415 with the schema, while containerd starts
+
+    if node.config is None or node.name is None:
+        raise Skipped("no configuration")
+    config, pods = render.files(node.config, memory_bytes())
+    _write(services.KUBELET_CONFIG, config)
+    for name, data in pods.items():
+        _write(f"{services.STATIC_PODS}/{name}", data)
+    service = Service(services.KUBELET, node.events, node.reaper)
+    service.argv = services.kubelet_argv(node.name, node.address, node.config.kubelet.verbosity)
+    service.changed = node.service_changed
+    service.needs = lambda: None if node.services["containerd"].state is State.RUNNING else "containerd"
+    node.services["kubelet"] = service
+    service.start("boot")
+    if node.loop is not None:
+        service.attach(node.loop)
+
+
+async def start_log(node: Node) -> None:
+    """Records go through structlog to the kernel log from here on."""
+    log.configure(node.config.log.console if node.config is not None else "auto")
+
+
+async def serve_api(node: Node) -> None:
+    """Answer on the socket that listens since early on, and on the serial port if the command line gives it a role."""
+    from initd.api import start  # noqa: PLC0415 while containerd starts
+
+    await start.serve(node)
+
+
+async def settle_devices(node: Node) -> None:
+    """Wait until the devices worker has loaded what the hardware asks for; make the static device nodes."""
+    import asyncio  # noqa: PLC0415 the loop runs now
+
+    from initd import hardware  # noqa: PLC0415
+
+    modules.make_static_nodes()
+    async with asyncio.timeout(SETTLE_SECONDS):
+        await hardware.settled(node)
+
+
+async def configure_network(node: Node) -> None:
+    """Give the network worker its configuration, at each of its starts."""
+    import msgspec  # noqa: PLC0415 imported with the schema
+
+    from initd.config.schema import NetworkConfig  # noqa: PLC0415
+
+    worker = node.workers["network"]
+    wanted = msgspec.to_builtins(node.config.network if node.config is not None else NetworkConfig())
+    worker.on_notification["state"] = node.network_changed
+
+    def configure() -> None:
+        node.spawn_task(worker.call("configure", wanted), "network configuration")
+
+    worker.on_start = configure
+    if worker.state is State.RUNNING:
+        await worker.call("configure", wanted)
+
+
+async def import_images(node: Node) -> None:
+    """Have the images of the root imported into containerd, beside the boot and not in its way."""
+    paths = sorted(entry.path for entry in os.scandir(IMAGES) if entry.name.endswith(".tar"))
+    results = await node.workers["containers"].call("import_images", paths, timeout=IMPORT_SECONDS)
+    node.events.emit("images", images=results)
+
+
+async def watch_services(node: Node) -> None:
+    """Ask the services whether they live, from now on."""
+    from initd.supervise import liveness  # noqa: PLC0415 the loop runs now
+
+    if node.loop is not None:
+        node.spawn_task(liveness.watch(node), "liveness")
+
+
+PHASES = (
+    Phase("mounts", mount_table, fatal=True),
+    Phase("cgroups", cgroup_tree, fatal=True),
+    Phase("modules", load_modules),
+    Phase("source", find_configuration),
+    Phase("var", var, fatal=True),
+    Phase("containerd", containerd),
+    Phase("listen", listen),
+    Phase("workers", start_workers),
+    Phase("sysctl", set_parameters),
+    Phase("config", judge_configuration, fatal=True),
+    Phase("identity", identify, after=("config",)),
+    Phase("kubelet", start_kubelet, after=("identity", "sysctl")),
+    Phase("log", start_log),
+    Phase("api", serve_api, after=("listen",)),
+    Phase("network", configure_network, after=("workers",)),
+    Phase("devices", settle_devices, after=("workers",)),
+    Phase("images", import_images, after=("containerd", "workers")),
+    Phase("liveness", watch_services),
+)
+
+
+# The few lines that walk them.
+
+
+def early(node: Node) -> Pending:
+    """Run what can run without a loop; returns the phases still to be finished, with the coroutine of one begun."""
+    pending: Pending = {}
+    failed: set[str] = set()
+    for phase in PHASES:
+        if any(name in pending for name in phase.after):
+            pending[phase.name] = None
+            continue
+        begun = boottime()
+        rest = _attempt(node, phase, begun, failed)
+        if rest is not None:
+            pending[phase.name] = rest
+    return pending
+
+
+def _attempt(node: Node, phase: Phase, begun: float, failed: set[str]) -> Coroutine[Any, Any, None] | None:
+    """Run a phase's function, note its outcome if that was all of it."""
+    waited = next((name for name in phase.after if name in failed), None)
+    try:
+        if waited is not None:
+            raise Skipped(f"{waited} failed")
+        rest = phase.run(node)
+    except Skipped as reason:
+        failed.add(phase.name)
+        _note(node, phase, begun, "skipped", str(reason))
+    except Exception as failure:  # noqa: BLE001 whatever went wrong: the phase says how bad it is
+        failed.add(phase.name)
+        _failed(node, phase, begun, failure)
+    else:
+        if rest is None:
+            _note(node, phase, begun, "done")
+        return rest
+    return None
+
+
+async def finish(node: Node, pending: Pending) -> None:
+    """Finish the pending phases in the loop, each as soon as what it is after is done; then the node runs."""
+    import asyncio  # noqa: PLC0415 the loop runs now
+
+    done = {name: asyncio.Event() for name in pending}
+    failed = {phase["name"] for phase in node.boot_phases if phase["status"] != "done"}
+
+    async def complete(phase: Phase, rest: Coroutine[Any, Any, None] | None) -> None:
+        asked = boottime()
+        waited = None
+        for name in phase.after:
+            if name in done and not done[name].is_set():
+                waited = name
+                await done[name].wait()
+        begun = boottime()
+        try:
+            if rest is None:
+                rest = _attempt(node, phase, begun, failed)
+            if rest is not None:
+                try:
+                    await rest
+                except Skipped as reason:
+                    _note(node, phase, begun, "skipped", str(reason))
+                except Exception as failure:  # noqa: BLE001 see _attempt
+                    failed.add(phase.name)
+                    _failed(node, phase, begun, failure)
+                else:
+                    _note(node, phase, begun, "done", waited=waited if begun - asked > 0.0005 else None)
+        finally:
+            done[phase.name].set()
+
+    await asyncio.gather(*(complete(phase, pending[phase.name]) for phase in PHASES if phase.name in pending))
+    if node.phase == "booting":
+        node.enter("running")
+
+
+def _failed(node: Node, phase: Phase, begun: float, failure: Exception) -> None:
+    text = str(failure) or type(failure).__name__
+    node.faults[phase.name] = text
+    _note(node, phase, begun, "failed", text)
+    if phase.fatal:
+        log.error(f"maintenance: {phase.name} failed", error=text)
+        node.enter("maintenance")
+
+
+def _note(
+    node: Node, phase: Phase, begun: float, status: str, error: str | None = None, waited: str | None = None
+) -> None:
+    """The outcome of a phase: a log line, an event, an entry in boot.times."""
+    index = PHASES.index(phase) + 1
+    milliseconds = round((boottime() - begun) * 1000, 1)
+    fields = {} if error is None else {"error" if status == "failed" else "reason": error}
+    log.info(f"phase {index}/{len(PHASES)} {phase.name}: {status}, {milliseconds:.0f} ms", **fields)
+    node.events.emit(
+        "phase", name=phase.name, index=index, total=len(PHASES), status=status, milliseconds=milliseconds,
+        waited_for=waited, error=error,
+    )  # fmt: skip
+    node.boot_phases.append(
+        {
+            "name": phase.name,
+            "index": index,
+            "start": round(begun - node.exec_at, 6),
+            "milliseconds": milliseconds,
+            "waited_for": waited,
+            "status": status,
+            "error": error,
+        }
+    )
+
+
+def memory_bytes() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)

@@ -1,0 +1,108 @@
+"""The cgroup tree (v2 only) as data, and the few lines that make it. Source: the kernel's admin-guide/cgroup-v2.
+
+initd/pid1       PID 1, joined before it has charged anything: charges do not move with a process
+initd/NAME       one leaf a worker
+runtime/         containerd      shims/     its shims, which outlive it
+kubelet/         the kubelet     kubepods/  made and owned by the kubelet
+"""
+
+from __future__ import annotations
+
+import os
+
+ROOT = "/sys/fs/cgroup"
+CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
+MIB = 1 << 20
+
+# memory.min protects nothing unless every level above it has one too.
+TREE: tuple[tuple[str, dict[str, int | str]], ...] = (
+    ("initd", {"memory.min": 64 * MIB}),
+    ("initd/pid1", {"memory.min": 48 * MIB}),
+    ("runtime", {"memory.min": 96 * MIB}),
+    ("shims", {}),
+    ("kubelet", {"memory.low": 128 * MIB}),
+)
+
+
+def make_tree(root: str = ROOT) -> list[str]:
+    """Join initd/pid1, enable every controller there is and make the tree below `root`.
+
+    Returns one line for each setting that the kernel refused. Raises OSError if a cgroup cannot be made or joined.
+    """
+    refused: list[str] = []
+    for path, _ in TREE:
+        os.makedirs(f"{root}/{path}", exist_ok=True)
+    _write(f"{root}/initd/pid1/cgroup.procs", "0")
+    available = _read(f"{root}/cgroup.controllers").split()
+    enable = " ".join(f"+{name}" for name in CONTROLLERS if name in available)
+    for parent in (root, f"{root}/initd"):
+        _write(f"{parent}/cgroup.subtree_control", enable)
+    for path, settings in TREE:
+        refused += configure(path, settings, root)
+    return refused
+
+
+def configure(path: str, settings: dict[str, int | str], root: str = ROOT) -> list[str]:
+    """Make the cgroup `path` and write its settings; returns a line for each that the kernel refused."""
+    refused = []
+    os.makedirs(f"{root}/{path}", exist_ok=True)
+    for name, value in settings.items():
+        try:
+            _write(f"{root}/{path}/{name}", str(value))
+        except OSError as error:
+            refused.append(f"{path}/{name}={value}: {error.strerror}")
+    return refused
+
+
+def open_directory(path: str, root: str = ROOT) -> int:
+    """A directory descriptor of the cgroup, for clone3's CLONE_INTO_CGROUP; the caller closes it. Raises OSError."""
+    return os.open(f"{root}/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def kill(path: str, root: str = ROOT) -> None:
+    """SIGKILL every process in the cgroup and below; a cgroup that is gone has none. Raises OSError otherwise."""
+    try:
+        _write(f"{root}/{path}/cgroup.kill", "1")
+    except FileNotFoundError:
+        pass  # gone, and so are its processes
+
+
+def processes(path: str, root: str = ROOT) -> list[int]:
+    """The pids in the cgroup `path` and below it, in no order; empty if there is no such cgroup."""
+    pids: list[int] = []
+    for directory, _, _ in os.walk(f"{root}/{path}"):
+        try:
+            pids += map(int, _read(f"{directory}/cgroup.procs").split())
+        except OSError:
+            continue  # a cgroup may go, or be threaded, while we walk
+    return pids
+
+
+def populated(path: str, root: str = ROOT) -> bool:
+    """Whether any process lives in the cgroup or below it."""
+    try:
+        return "populated 1" in _read(f"{root}/{path}/cgroup.events")
+    except OSError:
+        return False
+
+
+def oom_kills(path: str, root: str = ROOT) -> int:
+    """How many processes of the cgroup the kernel's OOM killer ended so far."""
+    try:
+        words = _read(f"{root}/{path}/memory.events").split()
+    except OSError:
+        return 0
+    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()

@@ -1,0 +1,85 @@
+"""The event log: what happened on the node since it booted, bounded, numbered, and followed by whoever asks.
+
+`emit` works before the loop runs: PID 1's first phases are events like everything later.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from initd.api.types import Event
+
+KEPT = 2000
+
+
+def boottime() -> float:
+    """Seconds since boot, time asleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """The kernel's random identifier of this boot; all zeros where /proc does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "00000000-0000-0000-0000-000000000000"
+
+
+class EventLog:
+    """A ring of the last `KEPT` events; `seq` starts at 1."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._ring: deque[Event] = deque(maxlen=kept)
+        self._seq = 0
+        self._wakers: set[Callable[[], None]] = set()
+
+    def emit(self, kind: str, **fields: object) -> Event:
+        """Append an event and wake the followers; returns it. Fields must be msgpack's plain types."""
+        self._seq += 1
+        now = {"seq": self._seq, "time": time.time(), "monotonic": round(boottime(), 6), "kind": kind}
+        event = cast("Event", now | fields)
+        self._ring.append(event)
+        for wake in list(self._wakers):
+            wake()
+        return event
+
+    def since(self, seq: int) -> list[Event]:
+        """The kept events whose `seq` is greater than `seq`, oldest first."""
+        return [event for event in self._ring if event["seq"] > seq]
+
+    async def follow(self, seq: int = 0) -> AsyncIterator[Event]:
+        """Every event after `seq`, then each new one as it comes, for ever. A follower slower than the ring sees a gap in `seq`."""
+        from asyncio import Event as Signal  # noqa: PLC0415 asyncio comes later than the first events
+
+        changed = Signal()
+        self._wakers.add(changed.set)
+        try:
+            while True:
+                changed.clear()
+                for event in self.since(seq):
+                    seq = event["seq"]
+                    yield event
+                await changed.wait()
+        finally:
+            self._wakers.discard(changed.set)
+
+
+MACHINE_ID_SOURCES = ("/sys/class/dmi/id/product_uuid",)
+
+
+def machine_id() -> str:
+    """32 hexadecimal digits that name this machine: its SMBIOS UUID where it has one, else this boot's identifier."""
+    for path in MACHINE_ID_SOURCES:
+        if os.access(path, os.R_OK):
+            with open(path, encoding="ascii", errors="replace") as file:
+                digits = file.read().strip().replace("-", "").lower()
+            if len(digits) == 32 and digits.strip("0f"):
+                return digits
+    return boot_id().replace("-", "")

@@ -1,0 +1,30 @@
+"""PID 1's side of the devices worker: what it tells is turned into events and requests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from initd import log, shutdown
+
+if TYPE_CHECKING:
+    from initd.node import Node
+
+
+async def settled(node: Node) -> None:
+    """Listen to the devices worker from now on; returns when its first walk over the devices is done."""
+    done = asyncio.Event()
+
+    def on_settled(summary: dict[str, Any]) -> None:
+        log.info("devices settled", **summary)
+        done.set()
+
+    def on_device(device: dict[str, Any]) -> None:
+        node.events.emit("device", **{key: device.get(key) for key in ("action", "subsystem", "devpath", "devname")})
+
+    def on_power_button() -> None:
+        shutdown.request(node, "shutdown", by="power button")
+
+    worker = node.workers["devices"]
+    worker.on_notification |= {"settled": on_settled, "device": on_device, "power_button": on_power_button}
+    await done.wait()

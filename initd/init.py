@@ -1,0 +1,109 @@
+"""PID 1: the early part, the loop, the end.
+
+The early part runs without a loop and starts containerd and the workers before anything heavy is imported; the loop then
+takes over what runs. Nothing raised anywhere below reaches the kernel: PID 1's exit would be its panic.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from initd import boot, log, native
+from initd.node import Node
+
+if TYPE_CHECKING:
+    import asyncio
+
+REBOOT_AFTER = 10.0
+
+# Signal -> what it asks for, as systemd(1) documents them for PID 1.
+REQUESTS = {
+    signal.SIGINT: ("reboot", "Ctrl-Alt-Del"),
+    signal.SIGPWR: ("shutdown", "power failure (SIGPWR)"),
+    signal.SIGRTMIN + 4: ("shutdown", "signal SIGRTMIN+4"),
+    signal.SIGRTMIN + 5: ("reboot", "signal SIGRTMIN+5"),
+}
+IGNORED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
+
+
+def main() -> NoReturn:
+    """Be PID 1. Never returns."""
+    try:
+        _run()
+        raise RuntimeError("the event loop ended")
+    except BaseException as failure:  # noqa: BLE001 whatever it is: PID 1 must not exit
+        _last_resort(failure)
+
+
+def _run() -> None:
+    log.open_console()
+    node = Node()
+    signals = native.signalfd([signal.SIGCHLD, *REQUESTS])
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    pending = boot.early(node)
+    _loop(node, signals, pending)
+
+
+def _loop(node: Node, signals: int, pending: boot.Pending) -> None:
+    # asyncio imports ssl if it can, which is 10 MB that PID 1 has no use for.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    import asyncio  # noqa: PLC0415 overlaps the start of containerd
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(_task_failed)
+    node.loop = loop
+    loop.add_reader(signals, _on_signal, node, signals)
+    for service in [*node.services.values(), *node.workers.values()]:
+        service.attach(loop)
+    _reap(node)  # what ended before signals were read
+    node.spawn_task(boot.finish(node, pending), "boot")
+    loop.run_forever()
+
+
+def _on_signal(node: Node, signals: int) -> None:
+    while (caught := native.read_signal(signals)) is not None:
+        if caught.signo in REQUESTS:
+            from initd import shutdown  # noqa: PLC0415 not needed before the end
+
+            action, why = REQUESTS[caught.signo]
+            sender = "" if caught.pid == 0 else f", from pid {caught.pid}"
+            shutdown.request(node, action, by=f"{why}{sender}")
+    _reap(node)
+
+
+def _reap(node: Node) -> None:
+    # More than a batch: let the loop serve others in between.
+    if node.reaper.reap() and node.loop is not None:
+        node.loop.call_soon(_reap, node)
+
+
+def _task_failed(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    failure = context.get("exception")
+    if isinstance(failure, BaseException):
+        log.exception(str(context.get("message", "a callback failed")), failure)
+    else:
+        log.error("event loop", problem=str(context.get("message")))
+
+
+def _last_resort(failure: BaseException) -> NoReturn:
+    """Say what happened, keep reaping for a while so that pods may end their work, and reboot."""
+    try:
+        log.exception("PID 1 failed; rebooting", failure, seconds=REBOOT_AFTER)
+        import traceback  # noqa: PLC0415 only here
+
+        os.write(2, "".join(traceback.format_exception(failure)).encode(errors="replace"))
+    except BaseException:  # noqa: BLE001, S110 nothing may keep the reboot from coming
+        pass
+    end = time.monotonic() + REBOOT_AFTER
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        while (pid := native.wait_any()) is not None:
+            native.wait_pid(pid)
+    while True:
+        native.reboot(native.RebootCommand.RESTART)

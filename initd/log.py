@@ -1,0 +1,211 @@
+"""PID 1's log: one record a line to the kernel log as JSON, and to the console in the form that suits it.
+
+Works from the first instruction on: until `configure` has imported structlog, records wait in memory and go to the console
+only. Neither the kernel log nor the console can block PID 1: both are written without waiting, and what does not fit is
+dropped and counted. Source: the kernel's Documentation/ABI/testing/dev-kmsg.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from initd.events import boottime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, MutableMapping
+
+# syslog priorities in the facility "daemon" (3). None is below console_loglevel (4): a record that is would be printed
+# by the kernel itself, synchronously, on a slow serial port.
+PRIORITIES = {"debug": 3 << 3 | 7, "info": 3 << 3 | 6, "warning": 3 << 3 | 4, "error": 3 << 3 | 4}
+RECORD_BYTES = 900
+CONSOLE_BYTES = 64 << 10
+COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "debug": "\x1b[2m"}
+RESET = "\x1b[0m"
+
+
+class Console:
+    """The system console, written without ever waiting for it."""
+
+    def __init__(self, path: str = "/dev/console") -> None:
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._dropped = 0
+        self.form = "auto"
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1  # a machine without a console still boots
+        self.is_terminal = self._fd >= 0 and os.isatty(self._fd)
+
+    def write(self, line: str) -> None:
+        """Queue one line and write what the console takes now; over `CONSOLE_BYTES` waiting, lines are dropped."""
+        data = line.encode(errors="replace") + (b"\r\n" if self.is_terminal else b"\n")
+        if self._fd < 0:
+            return
+        if self._size + len(data) > CONSOLE_BYTES:
+            self._dropped += 1
+        else:
+            self._waiting.append(data)
+            self._size += len(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the console takes now."""
+        try:
+            while self._waiting:
+                data = self._waiting.popleft()
+                self._size -= len(data)
+                written = os.write(self._fd, data)
+                if written < len(data):
+                    self._waiting.appendleft(data[written:])
+                    self._size += len(data) - written
+        except BlockingIOError:
+            self._waiting.appendleft(data)
+            self._size += len(data)
+        except OSError:
+            self._dropped += 1  # a console that hangs up loses a line, not the node
+        if self._dropped and not self._waiting:
+            dropped, self._dropped = self._dropped, 0
+            self.write(f"initd: {dropped} console lines dropped")
+
+    def human(self) -> bool:
+        """Whether lines are for a person (a terminal, or told so) rather than JSON."""
+        return self.form == "human" or (self.form == "auto" and self.is_terminal)
+
+
+def human(level: str, event: str, fields: Mapping[str, object], *, colour: bool = False) -> str:
+    """A record as a person reads it: `[   2.413] kubelet: running  pid=87`."""
+    values = "".join(f" {key}={value}" for key, value in fields.items())
+    mark = "" if level == "info" else f"{level}: "
+    line = f"[{boottime():9.3f}] {mark}{event}{values}".replace("\n", " | ")
+    return f"{COLOURS[level]}{line}{RESET}" if colour and level in COLOURS else line
+
+
+class _Log:
+    """Where records go; one for the process."""
+
+    def __init__(self) -> None:
+        self.console: Console | None = None
+        self.early: list[tuple[str, str, dict[str, Any]]] = []
+        self.logger: Any = None
+        self.kmsg = -1
+        self.dropped = 0
+
+    def record(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        if self.logger is not None:
+            getattr(self.logger, level)(event, **fields)
+            return
+        self.early.append((level, event, fields | {"at": round(boottime(), 6)}))
+        if self.console is not None:
+            self.console.write(human(level, event, fields, colour=self.console.is_terminal))
+
+
+_log = _Log()
+
+
+def open_console(path: str = "/dev/console") -> Console:
+    """Open the console for this process's records; never fails (see `Console`)."""
+    _log.console = Console(path)
+    return _log.console
+
+
+def debug(event: str, **fields: Any) -> None:
+    """Record what only someone who looks for a fault wants."""
+    _log.record("debug", event, fields)
+
+
+def info(event: str, **fields: Any) -> None:
+    """Record what happened."""
+    _log.record("info", event, fields)
+
+
+def warning(event: str, **fields: Any) -> None:
+    """Record what went wrong and was dealt with."""
+    _log.record("warning", event, fields)
+
+
+def error(event: str, **fields: Any) -> None:
+    """Record what went wrong and needs someone."""
+    _log.record("error", event, fields)
+
+
+def exception(event: str, failure: BaseException, **fields: Any) -> None:
+    """Record `failure` with its traceback."""
+    import traceback  # noqa: PLC0415 rarely needed, and it costs the start of every boot
+
+    text = "".join(traceback.format_exception(failure))
+    _log.record("error", event, fields | {"error": f"{type(failure).__name__}: {failure}", "traceback": text[-4000:]})
+
+
+def configure(form: str = "auto", kmsg: str = "/dev/kmsg") -> None:
+    """Import structlog, send every later record through it, and replay the early ones to the kernel log.
+
+    `form` is the console's: human, json, or auto (human on a terminal).
+    """
+    import structlog  # noqa: PLC0415 heavy: it imports asyncio
+
+    if _log.kmsg < 0:
+        try:
+            _log.kmsg = os.open(kmsg, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as failure:
+            warning("kernel log not writable", error=str(failure))
+    if _log.console is not None:
+        _log.console.form = form
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, _stamp, _to_console, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.BoundLogger,
+        logger_factory=_KernelLog,
+        cache_logger_on_first_use=True,
+    )
+    early, _log.early = _log.early, []
+    render = structlog.processors.JSONRenderer()
+    for level, event, fields in early:
+        write_kmsg(PRIORITIES[level], str(render(None, level, {"event": event, **fields, "level": level})))
+    _log.logger = structlog.get_logger()
+
+
+def _stamp(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    record["at"] = round(boottime(), 6)
+    return record
+
+
+def _to_console(_logger: object, method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    console = _log.console
+    if console is not None and method != "debug":
+        fields = {key: value for key, value in record.items() if key not in {"event", "level", "at"}}
+        if console.human():
+            console.write(human(method, str(record["event"]), fields, colour=console.is_terminal))
+        else:
+            import json  # noqa: PLC0415 structlog has imported it by now
+
+            console.write(json.dumps(dict(record), default=repr))
+    return record
+
+
+class _KernelLog:
+    """structlog's last stop: a rendered record into the kernel log."""
+
+    def __init__(self, *_names: object) -> None:
+        self.debug, self.info = self._writer("debug"), self._writer("info")
+        self.warning, self.error = self._writer("warning"), self._writer("error")
+
+    @staticmethod
+    def _writer(level: str) -> Callable[[str], None]:
+        return lambda text: write_kmsg(PRIORITIES[level], text)
+
+
+def write_kmsg(priority: int, text: str) -> None:
+    """One record to the kernel log, in pieces that it accepts (it refuses those over about 1 KiB); never waits."""
+    data = text.encode(errors="replace").replace(b"\n", b" | ")
+    for start in range(0, len(data), RECORD_BYTES):
+        try:
+            os.write(_log.kmsg, b"<%d>initd: %b" % (priority, data[start : start + RECORD_BYTES]))
+        except OSError:
+            _log.dropped += 1
+
+
+def dropped() -> int:
+    """How many kernel log records could not be written so far."""
+    return _log.dropped

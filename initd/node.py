@@ -1,0 +1,180 @@
+"""The node: what PID 1 knows and holds, in one object that phases, API methods and shutdown share."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from initd import log, mounts
+from initd.events import EventLog, boottime, machine_id
+from initd.supervise.reap import Reaper
+from initd.supervise.states import State
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from initd.api.types import BootPhase, NetworkState, NodeStatus
+    from initd.config.schema import Config
+    from initd.config.sources import Found
+    from initd.shutdown import Shutdown
+    from initd.supervise.service import Service
+    from initd.supervise.workers import Worker
+
+
+class Node:
+    """State of the node. Light: it exists before anything heavy is imported."""
+
+    def __init__(self) -> None:
+        self.exec_at = boottime()
+        self.boot_id = ""
+        self.command_line: dict[str, str] = {}
+        self.events = EventLog()
+        self.reaper = Reaper()
+        self.services: dict[str, Service] = {}
+        self.workers: dict[str, Worker] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.phase = "booting"
+        self.faults: dict[str, str] = {}
+        self.boot_phases: list[BootPhase] = []
+        self.listener: Any = None
+        self.found: Found | None = None
+        self.config: Config | None = None
+        self.config_error: str | None = None
+        self.name: str | None = None
+        self.address: str | None = None
+        self.network: NetworkState | None = None
+        self.shutdown: Shutdown | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.on_service_change: Callable[[], None] = lambda: None
+        self._ready: tuple[str, bool, list[str]] = ("", False, [])
+
+    def status(self) -> NodeStatus:
+        """The node in one answer."""
+        reasons = self.reasons()
+        return {
+            "name": self.name,
+            "address": self.address,
+            "phase": self.phase,
+            "ready": not reasons,
+            "reasons": reasons,
+            "boot_id": self.boot_id,
+            "uptime_seconds": boottime(),
+            "config_source": self.found.source if self.found else None,
+        }
+
+    def reasons(self) -> list[str]:
+        """Why the node is not ready, a line each; empty when it is."""
+        reasons = [f"{name}: {text}" for name, text in self.faults.items()]
+        if self.phase != "running":
+            reasons.append(f"phase is {self.phase}")
+        if self.network is None:
+            reasons.append("network: not configured yet")
+        else:
+            reasons += [f"network: {reason}" for reason in self.network["reasons"]]
+        for service in self.services.values():
+            if service.state is not State.RUNNING:
+                reasons.append(f"{service.spec.name}: {service.state.value}")
+            elif not service.healthy:
+                reasons.append(f"{service.spec.name}: not healthy yet")
+        return reasons
+
+    def update(self) -> None:
+        """Say so in an event if the phase, readiness or its reasons changed."""
+        reasons = self.reasons()
+        now = (self.phase, not reasons, reasons)
+        if now == self._ready:
+            return
+        changed, self._ready = now[:2] != self._ready[:2], now
+        if changed:
+            log.info(f"node: {self.phase}", ready=not reasons, **({"reasons": reasons} if reasons else {}))
+        self.events.emit("node", phase=self.phase, ready=not reasons, reasons=reasons)
+
+    def enter(self, phase: str) -> None:
+        """Go to another phase of the node's life: running, maintenance or stopping. Stopping is the last."""
+        if self.phase != "stopping":
+            self.phase = phase
+        self.update()
+
+    def service_changed(self, service: Service) -> None:
+        """Let the services that wait for this one go on, and update the node."""
+        if service.state is State.RUNNING:
+            from initd.supervise.states import Event  # noqa: PLC0415 kept beside its only use
+
+            for other in self.services.values():
+                if other.state is State.BLOCKED and other.needs() is None:
+                    other.handle(Event.UNBLOCKED, f"{service.spec.name} is ready")
+        self.on_service_change()
+        self.update()
+
+    def spawn_task(self, coroutine: Any, name: str) -> None:
+        """Run a coroutine beside the loop; what it raises is logged and ends only itself."""
+        if self.loop is None:
+            return
+        task = self.loop.create_task(self._guard(coroutine, name), name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _guard(self, coroutine: Any, name: str) -> None:
+        try:
+            await coroutine
+        except Exception as failure:  # noqa: BLE001 a task's fault is a line in the log, never PID 1's end
+            log.exception(f"task {name} failed", failure)
+
+    def network_changed(self, state: NetworkState) -> None:
+        """Take the network worker's view over, and write what follows from it."""
+        before, self.network = self.network, state
+        if before is None or state["dns"] != before["dns"]:
+            write_resolv_conf(state["dns"])
+        address = state["address"]
+        if before is None or (before["ready"], before["address"]) != (state["ready"], address):
+            log.info("network", ready=state["ready"], address=address, reasons=state["reasons"])
+            self.events.emit("network", ready=state["ready"], address=address, reasons=state["reasons"])
+        if self.name is not None and self.address is None and address is not None:
+            # The boot went on without an address; this is the one the kubelet was missing.
+            self.identify(self.name, address)
+            kubelet = self.services.get("kubelet")
+            if kubelet is not None and self.config is not None:
+                from initd.services import kubelet_argv  # noqa: PLC0415 only needed here
+
+                kubelet.argv = kubelet_argv(self.name, address, self.config.kubelet.verbosity)
+                kubelet.restart(f"the node has the address {address} now")
+        self.update()
+
+    def identify(self, name: str, address: str | None) -> None:
+        """Take name and address for this boot: into the kernel, hosts, hostname."""
+        from initd import native  # noqa: PLC0415 the node is made in unit tests too, which have no need of it
+
+        self.name, self.address = name, address
+        try:
+            native.sethostname(name)
+            write_etc("hostname", f"{name}\n")
+            lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+            write_etc("hosts", "\n".join([*lines, f"{address or '127.0.1.1'} {name}", ""]))
+        except OSError as error:
+            log.error("node name not written", error=str(error))
+        self.events.emit("identity", name=name, address=address)
+
+
+def write_etc(name: str, text: str) -> None:
+    """Replace a file that /etc links to, at once: a reader sees the old text or the new. Raises OSError."""
+    path = f"{mounts.ETC}/{name}"
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.rename(f"{path}.new", path)
+
+
+def write_resolv_conf(servers: list[str]) -> None:
+    """Write resolv.conf(5); without a name server it is empty, but there: containerd fails every sandbox without it."""
+    try:
+        write_etc("resolv.conf", "".join(f"nameserver {server}\n" for server in servers[:3]))
+    except OSError as error:
+        log.error("resolv.conf not written", error=str(error))
+
+
+def write_first_etc() -> None:
+    """The files of /etc that must be there before anything is known. Raises OSError."""
+    write_etc("machine-id", f"{machine_id()}\n")
+    write_etc("hostname", "localhost\n")
+    write_etc("hosts", "127.0.0.1 localhost\n::1 localhost\n")
+    write_etc("resolv.conf", "")

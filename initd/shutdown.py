@@ -1,0 +1,197 @@
+"""The end: refuse new work, stop the kubelet, the pods, containerd, everything; unmount, sync, reboot(2).
+
+One total deadline, known at the start. Each step has its share and then escalates, so that no step can hold up the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from initd import cgroups, log, native
+from initd.events import boottime
+from initd.supervise.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from initd.node import Node
+    from initd.supervise.service import Service
+
+DEADLINE = 30.0
+FORCED = 1.5
+SYNC_SECONDS = 3.0
+POLL = 0.05
+COMMANDS = {"reboot": native.RebootCommand.RESTART, "shutdown": native.RebootCommand.POWER_OFF}
+
+
+class Shutdown:
+    """One shutdown under way; `deadline` is in seconds since boot and only ever comes nearer."""
+
+    def __init__(self, action: str, by: str, deadline: float) -> None:
+        self.action = action
+        self.by = by
+        self.deadline = deadline
+
+    def left(self) -> float:
+        """Seconds until the deadline; 0 when it is over."""
+        return max(self.deadline - boottime(), 0.0)
+
+
+def request(node: Node, action: str, by: str, *, force: bool = False) -> float:
+    """Begin to reboot or shut down, or, if that has begun, make it no slower; returns the seconds it may take.
+
+    `force` waits for no one: after `FORCED` seconds at most reboot(2) is called.
+    """
+    seconds = FORCED if force else DEADLINE
+    running = node.shutdown
+    if running is not None:
+        running.deadline = min(running.deadline, boottime() + seconds)
+        log.info(f"{running.action}: asked again", by=by, seconds_left=round(running.left(), 1))
+        return running.left()
+    node.shutdown = Shutdown(action, by, boottime() + seconds)
+    log.info(f"{action} requested", by=by, deadline_seconds=seconds)
+    node.events.emit("shutdown", action=action, by=by, deadline_seconds=seconds)
+    node.enter("stopping")
+    if node.loop is not None:
+        node.spawn_task(_run(node, node.shutdown), "shutdown")
+        # Whatever the steps do or fail to do, the end comes.
+        _watch_deadline(node, node.shutdown)
+    return seconds
+
+
+def _watch_deadline(node: Node, shutdown: Shutdown) -> None:
+    if node.loop is None:
+        return
+    if shutdown.left() > 0:
+        node.loop.call_later(min(shutdown.left(), 1.0), _watch_deadline, node, shutdown)
+        return
+    log.warning("shutdown deadline passed")
+    _finish(shutdown.action)
+
+
+async def _run(node: Node, shutdown: Shutdown) -> None:
+    try:
+        for service in node.services.values():
+            if service.spec.name != "containerd":
+                await _stop(service, shutdown.left() / 3)
+        await _end_pods(shutdown.left() / 2)
+        for service in node.services.values():
+            await _stop(service, shutdown.left() / 2)
+        for worker in node.workers.values():
+            worker.stop("shutdown")
+        await _end_all(min(shutdown.left() / 2, 2.0))
+        _unmount_all()
+        await _sync(min(shutdown.left(), SYNC_SECONDS))
+    except Exception as failure:  # noqa: BLE001 a step that fails must not keep the machine up
+        log.exception("shutdown step failed", failure)
+    _finish(shutdown.action)
+
+
+async def _wait(done: Callable[[], bool], seconds: float) -> bool:
+    """Whether `done` came true in time."""
+    end = boottime() + seconds
+    while not done():
+        if boottime() >= end:
+            return False
+        await asyncio.sleep(POLL)
+    return True
+
+
+async def _stop(service: Service, seconds: float) -> None:
+    service.stop("shutdown")
+    if not await _wait(lambda: service.state is State.DOWN, seconds):
+        log.warning(f"{service.spec.name}: killed, it did not stop in time", seconds=round(seconds, 1))
+        cgroups.kill(service.spec.cgroup)
+        await _wait(lambda: service.state is State.DOWN, 1.0)
+
+
+async def _end_pods(seconds: float) -> None:
+    """SIGTERM to every process of every pod, then cgroup.kill for those left."""
+    for path in ("kubepods", "shims"):
+        if path == "kubepods":
+            _signal(cgroups.processes(path))
+            await _wait(lambda: not cgroups.populated("kubepods"), seconds)
+        cgroups.kill(path)
+    await _wait(lambda: not cgroups.populated("kubepods") and not cgroups.populated("shims"), 2.0)
+
+
+async def _end_all(seconds: float) -> None:
+    """Whoever else is left, anywhere: SIGTERM, then SIGKILL. Kernel threads are in no way touched by either."""
+
+    def others() -> list[int]:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal() and _is_user_process(int(name))]
+
+    _signal(others())
+    if not await _wait(lambda: not others(), seconds):
+        for pid in others():
+            _send(pid, signal.SIGKILL)
+        await _wait(lambda: not others(), 1.0)
+
+
+def _is_user_process(pid: int) -> bool:
+    if pid == 1:
+        return False
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return False  # a kernel thread, a zombie, or gone
+    return True
+
+
+def _signal(pids: list[int]) -> None:
+    for pid in pids:
+        _send(pid, signal.SIGTERM)
+        _send(pid, signal.SIGCONT)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    """Signal through a pidfd, so that a pid that was taken again meanwhile is not hit by more than the lookup's race."""
+    try:
+        descriptor = native.pidfd_open(pid)
+    except OSError:
+        return  # ended already
+    try:
+        native.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        pass  # ended in between
+    finally:
+        os.close(descriptor)
+
+
+def _unmount_all() -> None:
+    """Unmount what can be, the deepest first; what is busy is detached. Then the root stays as it was: read-only."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        targets = [line.split()[4].encode("latin-1", "replace").decode("unicode_escape") for line in file]
+    keep = {"/", "/proc", "/sys", "/dev", "/run"}
+    for target in sorted(targets, key=lambda path: path.count("/"), reverse=True):
+        if target in keep:
+            continue
+        for flags in (native.UmountFlag.NOFOLLOW, native.UmountFlag.DETACH | native.UmountFlag.NOFOLLOW):
+            try:
+                native.umount(target, flags)
+            except OSError as error:
+                log.debug("not unmounted", target=target, error=str(error))
+            else:
+                break
+
+
+async def _sync(seconds: float) -> None:
+    """sync(2) in a child: a device that never answers blocks the child, not PID 1."""
+    child = os.fork()
+    if child == 0:
+        os.sync()
+        os._exit(0)
+    if not await _wait(lambda: not os.path.exists(f"/proc/{child}/exe"), seconds):
+        log.warning("sync did not end in time", seconds=seconds)
+
+
+def _finish(action: str) -> None:
+    log.info(f"{action} now")
+    try:
+        native.reboot(COMMANDS[action])
+    except OSError as error:
+        log.error("reboot failed; restarting the machine instead", error=str(error))
+        native.reboot(native.RebootCommand.RESTART)

@@ -1,0 +1,31 @@
+"""How long to wait before a service is started again: exponential, with jitter, on the monotonic clock."""
+
+from __future__ import annotations
+
+import random
+
+FIRST = 0.1
+LONGEST = 30.0
+HEALTHY = 60.0
+LOOP = 3
+
+
+class Backoff:
+    """Counts failures in a row; a process that lived `HEALTHY` seconds makes the next failure the first again."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def failed(self, lived: float) -> float:
+        """Note a failure of a process that lived that many seconds; returns the delay before the next start in seconds.
+
+        The jitter (a fifth, downwards) keeps services that fail together from starting together.
+        """
+        self.failures = 1 if lived >= HEALTHY else self.failures + 1
+        longest: float = min(FIRST * 2.0 ** min(self.failures - 1, 32), LONGEST)
+        return longest * random.uniform(0.8, 1.0)  # noqa: S311 jitter needs no secrecy
+
+    @property
+    def looping(self) -> bool:
+        """Whether it failed so often in a row that this is a crash loop."""
+        return self.failures >= LOOP

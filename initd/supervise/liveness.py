@@ -1,0 +1,63 @@
+"""The tick that asks every service whether it lives, and what follows from the answers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from initd.events import boottime
+from initd.services import Http2SocketProbe, HttpProbe
+from initd.supervise import health
+from initd.supervise.states import Event, State
+
+if TYPE_CHECKING:
+    from initd.node import Node
+    from initd.supervise.service import Service
+
+SOON = 0.1
+
+
+async def watch(node: Node) -> None:
+    """Ask for ever: every `health.TICK` seconds, and sooner while a service is not known to be healthy yet."""
+    changed = asyncio.Event()
+    node.on_service_change = changed.set
+    delay = SOON
+    while True:
+        changed.clear()
+        await asyncio.gather(*(ask(service) for service in list(node.services.values())))
+        waiting = any(s.state is State.RUNNING and not s.healthy for s in node.services.values())
+        delay = min(delay * 1.5, health.TICK) if waiting else health.TICK
+        try:
+            async with asyncio.timeout(delay):
+                await changed.wait()
+                delay = SOON
+        except TimeoutError:
+            pass  # the tick
+
+
+async def ask(service: Service) -> None:
+    """Probe one service; after `health.FAILURES` bad answers in a row, or a missed watchdog, it is ended and started again."""
+    if service.state is not State.RUNNING:
+        return
+    limit = service.spec.watchdog_seconds
+    if limit and boottime() - service.watchdog_at > limit:
+        service.handle(Event.UNHEALTHY, f"no WATCHDOG=1 for {limit:g} s")
+        return
+    process, trouble = service.process, None
+    match service.spec.liveness:
+        case HttpProbe(host, port, path):
+            trouble = await health.http(host, port, path)
+        case Http2SocketProbe(path):
+            trouble = await health.http2_socket(path)
+    if service.process is not process or service.state is not State.RUNNING:
+        return  # the answer is about one that is gone
+    if trouble is None:
+        service.unhealthy_count = 0
+        service.set_healthy(True, "liveness")
+        return
+    if not service.healthy and service.unhealthy_count == 0 and boottime() - service.watchdog_at < health.TICK:
+        return  # just started: READY=1 comes before the kubelet's healthz answers
+    service.unhealthy_count += 1
+    service.set_healthy(False, trouble)
+    if service.unhealthy_count >= health.FAILURES:
+        service.handle(Event.UNHEALTHY, trouble)

@@ -1,0 +1,84 @@
+"""What a service writes: its pipe, cut into lines and kept in a bounded ring that readers can follow."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from initd.api.types import LogLine
+
+LINES = 1000
+LINE_BYTES = 8 << 10
+RING_BYTES = 256 << 10
+CHUNK = 64 << 10
+
+
+class Output:
+    """The ring of one service. Its pipe lives as long as PID 1, so a restart loses no line and needs no new reader."""
+
+    def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.reader, False)
+        self._on_line = on_line
+        self._lines: deque[tuple[int, LogLine]] = deque()
+        self._size = 0
+        self._count = 0
+        self._rest = b""
+        self._wakers: set[Callable[[], None]] = set()
+
+    def drain(self) -> None:
+        """Read once what the pipe holds; never blocks. One read a turn of the loop, so that a flood delays no one else."""
+        try:
+            data = os.read(self.reader, CHUNK)
+        except BlockingIOError:
+            return
+        self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        """Cut `data` into lines; one longer than `LINE_BYTES` is cut there."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        while len(rest) > LINE_BYTES:
+            lines.append(rest[:LINE_BYTES])
+            rest = rest[LINE_BYTES:]
+        self._rest = rest
+        for line in lines:
+            self._add(line[:LINE_BYTES].decode(errors="replace"))
+        if lines:
+            for wake in list(self._wakers):
+                wake()
+
+    def _add(self, text: str) -> None:
+        if self._on_line is not None:
+            self._on_line(text)
+        self._count += 1
+        self._lines.append((self._count, {"time": time.time(), "text": text, "dropped": 0}))
+        self._size += len(text)
+        while self._size > RING_BYTES or len(self._lines) > LINES:
+            self._size -= len(self._lines.popleft()[1]["text"])
+
+    def tail(self, count: int) -> list[LogLine]:
+        """The last `count` lines that are kept, oldest first."""
+        return [line for _, line in list(self._lines)[-count:]] if count > 0 else []
+
+    async def follow(self, tail: int) -> AsyncIterator[LogLine]:
+        """The last `tail` lines, then each new one, for ever; `dropped` tells a reader slower than the ring what it missed."""
+        from asyncio import Event  # noqa: PLC0415 asyncio comes later than the first lines
+
+        changed = Event()
+        self._wakers.add(changed.set)
+        seen = self._count - min(tail, len(self._lines))
+        try:
+            while True:
+                changed.clear()
+                for number, line in list(self._lines):
+                    if number > seen:
+                        missed, seen = number - seen - 1, number
+                        yield {**line, "dropped": missed}
+                await changed.wait()
+        finally:
+            self._wakers.discard(changed.set)

@@ -1,0 +1,298 @@
+"""A supervised process: the one place that changes a service's state, and what the changes do.
+
+Works before the loop runs: containerd is started by PID 1's first phases, and `attach` hands pipe, notify socket and deadline
+to the loop later.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from initd import cgroups, log, native
+from initd.events import boottime
+from initd.supervise.backoff import Backoff
+from initd.supervise.notify import NotifySocket
+from initd.supervise.output import Output
+from initd.supervise.reap import describe
+from initd.supervise.states import HAS_PROCESS, IGNORED, WANTED, Action, Event, State, step
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+    from initd.api.types import ServiceStatus, Transition
+    from initd.events import EventLog
+    from initd.native import Exit
+    from initd.services import ServiceSpec
+    from initd.supervise.reap import Reaper
+
+HISTORY = 100
+KILL_AGAIN = 2.0
+LAST_LINES = 20
+
+
+class Process(NamedTuple):
+    """A main process: its pid, a pidfd, and when it was started (seconds since boot)."""
+
+    pid: int
+    pidfd: int
+    started: float
+
+
+class Service:
+    """One service: `spec` says how to run it, `argv` what exactly (the kubelet's is decided late)."""
+
+    def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper) -> None:
+        self.spec = spec
+        self.argv: tuple[str, ...] = spec.argv
+        self.state = State.DOWN
+        self.process: Process | None = None
+        self.healthy = False
+        self.restarts = 0
+        self.status_text = ""
+        self.last_exit: str | None = None
+        self.watchdog_at = 0.0
+        self.unhealthy_count = 0
+        self.history: deque[Transition] = deque(maxlen=HISTORY)
+        self.output = Output()
+        self.needs: Callable[[], str | None] = lambda: None
+        self.changed: Callable[[Service], None] = lambda _service: None
+        self._notify = NotifySocket(f"/run/initd/notify/{spec.name}.sock") if spec.notify else None
+        self._events = events
+        self._reaper = reaper
+        self._backoff = Backoff()
+        self._deadline: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._spawned = False
+        self._failed_spawn: str | None = None
+        self._oom_kills = 0
+
+    # What others ask for.
+
+    def start(self, reason: str = "start requested") -> None:
+        """Bring it up and keep it up."""
+        self.handle(Event.START, reason)
+
+    def stop(self, reason: str = "stop requested") -> None:
+        """Take it down and keep it down."""
+        self.handle(Event.STOP, reason)
+
+    def restart(self, reason: str = "restart requested") -> None:
+        """End it and start it again at once."""
+        self.handle(Event.RESTART, reason)
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on `loop` reads the output and the notifications and keeps the deadlines."""
+        self._loop = loop
+        loop.add_reader(self.output.reader, self.output.drain)
+        if self._notify is not None:
+            loop.add_reader(self._notify.fileno(), self._receive)
+        if self._deadline is not None:
+            self._arm(max(self._deadline - boottime(), 0.0))
+
+    def status(self) -> ServiceStatus:
+        """The whole of it for the API."""
+        waiting = self.state in {State.BACKOFF, State.CRASH_LOOP} and self._deadline is not None
+        return {
+            "name": self.spec.name,
+            "state": self.state.value,
+            "desired": "up" if self.state in WANTED else "down",
+            "healthy": self.healthy,
+            "pid": self.process.pid if self.process else None,
+            "restarts": self.restarts,
+            "since": self.history[-1]["monotonic"] if self.history else 0.0,
+            "status_text": self.status_text,
+            "last_exit": self.last_exit,
+            "next_start_seconds": max((self._deadline or 0.0) - boottime(), 0.0) if waiting else None,
+            "history": list(self.history),
+            "last_lines": [line["text"] for line in self.output.tail(LAST_LINES)],
+        }
+
+    # The one way to another state.
+
+    def handle(self, event: Event, reason: str) -> None:
+        """Take `event` through the table: change the state, say so, do what the table says."""
+        before = self.state
+        if (before, event) in IGNORED:
+            return
+        state, action = step(before, event)
+        if action is Action.SPAWN:
+            self._spawn()
+        if state is not before:
+            self._enter(state, reason)
+        match action:
+            case Action.SPAWN if self._failed_spawn is not None:
+                self.handle(Event.SPAWN_FAILED, self._failed_spawn)
+            case Action.SPAWN:
+                self._arm(self.spec.start_seconds)
+            case Action.TERMINATE:
+                self._terminate()
+                self._arm(self.spec.stop_seconds)
+            case Action.KILL:
+                self._kill()
+                self._arm(KILL_AGAIN)
+            case Action.BACK_OFF:
+                self._arm(self._backoff_delay)
+            case Action.CONFIRM | Action.REST:
+                self._disarm()
+        if state is not before:
+            self.changed(self)
+
+    def set_healthy(self, healthy: bool, reason: str) -> None:
+        """Note what liveness said; `FAILURES` bad answers in a row are up to the caller."""
+        if healthy != self.healthy:
+            self.healthy = healthy
+            self._events.emit("service", name=self.spec.name, state=self.state.value, healthy=healthy, reason=reason)
+            self.changed(self)
+
+    def _enter(self, state: State, reason: str) -> None:
+        previous, self.state = self.state, state
+        pid = self.process.pid if self.process else None
+        self.history.append(
+            {"time": time.time(), "monotonic": boottime(), "state": state.value, "reason": reason, "pid": pid}
+        )
+        if state is not State.RUNNING:
+            self.healthy = False
+            self.unhealthy_count = 0
+        write = log.warning if state in {State.BACKOFF, State.CRASH_LOOP, State.FAILING} else log.info
+        write(f"{self.spec.name}: {state.value}", reason=reason, pid=pid)
+        self._events.emit(
+            "service", name=self.spec.name, state=state.value, previous=previous.value, reason=reason, pid=pid
+        )
+
+    # Its process.
+
+    def _spawn(self) -> None:
+        self._failed_spawn = None
+        if self._spawned:
+            self.restarts += 1
+        self._spawned = True
+        cgroup = null = -1
+        try:
+            cgroups.configure(self.spec.cgroup, self.spec.cgroup_settings)
+            cgroup = cgroups.open_directory(self.spec.cgroup)
+            null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            child = native.spawn(
+                native.Spawn(
+                    argv=self.argv,
+                    env=self._environment(),
+                    cgroup=cgroup,
+                    fds={0: null, 1: self.output.writer, 2: self.output.writer, **self._descriptors()},
+                    rlimits=self.spec.rlimits,
+                    oom_score_adj=self.spec.oom_score_adj,
+                )
+            )
+        except OSError as error:
+            # Also EAGAIN and ENOMEM of the fork: a reason to wait, not to fall.
+            self._failed_spawn = str(error)
+            self._backoff_delay = self._backoff.failed(0.0)
+            return
+        finally:
+            for descriptor in (cgroup, null):
+                if descriptor >= 0:
+                    os.close(descriptor)
+        self.process = Process(child.pid, child.pidfd, boottime())
+        self.watchdog_at = boottime()
+        self.status_text = ""
+        self._oom_kills = cgroups.oom_kills(self.spec.cgroup)
+        self._reaper.watch(child.pid, self._ended)
+        self.started()
+
+    def _environment(self) -> Mapping[str, str]:
+        extra = {}
+        if self._notify is not None:
+            extra["NOTIFY_SOCKET"] = self._notify.path
+        if self.spec.watchdog_seconds:
+            extra["WATCHDOG_USEC"] = str(int(self.spec.watchdog_seconds * 1e6))
+        return {**self.spec.environment, **extra}
+
+    def _descriptors(self) -> dict[int, int]:
+        """Descriptors that the process gets besides its output: child's number -> ours."""
+        return {}
+
+    def started(self) -> None:
+        """Called when a new process is there."""
+
+    def ended(self) -> None:
+        """Called when the process is gone."""
+
+    def _ended(self, end: Exit) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        os.close(process.pidfd)
+        self.last_exit = describe(end)
+        if cgroups.oom_kills(self.spec.cgroup) > self._oom_kills:
+            self.last_exit += " (out of memory)"
+        if not self.spec.main_only:
+            self._kill()  # what it left behind must not meet its successor
+        self.ended()
+        if self.state in HAS_PROCESS - {State.STOPPING, State.RESTARTING}:
+            missing = self.needs()
+            if missing is not None and self.state is not State.FAILING:
+                self.handle(Event.EXITED_EARLY, f"{self.last_exit}; waits for {missing}")
+                return
+            self._backoff_delay = self._backoff.failed(boottime() - process.started)
+        self.handle(Event.EXITED_AGAIN if self._backoff.looping else Event.EXITED, self.last_exit)
+
+    def _terminate(self) -> None:
+        if self.process is None:
+            return
+        native.pidfd_send_signal(self.process.pidfd, signal.SIGTERM)
+        # SIGTERM stays pending in a stopped process until it goes on.
+        native.pidfd_send_signal(self.process.pidfd, signal.SIGCONT)
+
+    def _kill(self) -> None:
+        try:
+            if not self.spec.main_only:
+                cgroups.kill(self.spec.cgroup)
+            elif self.process is not None:
+                native.pidfd_send_signal(self.process.pidfd, signal.SIGKILL)
+        except OSError as error:
+            log.error(f"{self.spec.name}: cannot be killed", error=str(error))
+
+    # Its deadline and its messages.
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._deadline = boottime() + seconds
+        if self._loop is not None:
+            self._timer = self._loop.call_later(seconds, self.handle, Event.TIMER, self._why_now())
+
+    def _why_now(self) -> str:
+        match self.state:
+            case State.STARTING:
+                return f"not ready {self.spec.start_seconds:g} s after its start"
+            case State.BACKOFF | State.CRASH_LOOP:
+                return "delay over"
+            case _:
+                return "did not end in time"
+
+    def _disarm(self) -> None:
+        self._deadline = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _receive(self) -> None:
+        if self._notify is not None:
+            self._notify.receive(self.process.pid if self.process else None, self._accept)
+
+    def _accept(self, message: dict[str, str]) -> None:
+        if "STATUS" in message:
+            self.status_text = message["STATUS"][:200]
+        if message.get("WATCHDOG") == "1":
+            self.watchdog_at = boottime()
+        if message.get("WATCHDOG") == "trigger":
+            self.handle(Event.UNHEALTHY, "asked to be ended (WATCHDOG=trigger)")
+        if "EXTEND_TIMEOUT_USEC" in message and self._deadline is not None:
+            asked = message["EXTEND_TIMEOUT_USEC"]
+            if asked.isdecimal() and self.state is State.STARTING:
+                self._arm(min(int(asked) / 1e6, self.spec.start_seconds))
+        if message.get("READY") == "1":
+            self.handle(Event.READY, "ready")

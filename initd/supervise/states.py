@@ -1,0 +1,145 @@
+"""The state machine of a service: a pure table, no I/O.
+
+A service is in one of these states. Its desired state (up or down) is not stored beside them: `WANTED` says it for each.
+
+    down         no process, and none is wanted
+    blocked      wanted, but it ended early because what it needs was not there yet; starts when that is
+    starting     its process runs and has not said that it is ready
+    running      its process said that it is ready
+    stopping     told to end, and will stay down
+    restarting   told to end, and will be started as soon as it has
+    failing      told to end because it missed its start deadline or failed its liveness checks; backs off afterwards
+    backoff      ended unasked; starts again when its delay is over
+    crash-loop   the same after several failures in a row: a state of its own, so that it is seen
+
+What happens to it is an `Event`. `step` looks the pair up: every pair has an entry, those in which nothing is to be done
+too (`IGNORED`), so that a test can hold the table to be complete. The actions are carried out by `service.Service`.
+
+At most one main process lives: SPAWN stands only in rows that leave a state without a process, or that an end of the
+process leads out of. A stop always ends: TERMINATE arms a deadline, its TIMER kills, and goes on killing. A start during a
+stop is not lost: it makes `stopping` into `restarting`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class State(Enum):
+    """Where a service is."""
+
+    DOWN = "down"
+    BLOCKED = "blocked"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    RESTARTING = "restarting"
+    FAILING = "failing"
+    BACKOFF = "backoff"
+    CRASH_LOOP = "crash-loop"
+
+
+class Event(Enum):
+    """What happens to a service."""
+
+    START = "start requested"
+    STOP = "stop requested"
+    RESTART = "restart requested"
+    READY = "ready"
+    UNHEALTHY = "liveness failed"
+    EXITED = "exited"
+    EXITED_AGAIN = "exited again"  # as the latest of several failures in a row
+    EXITED_EARLY = "exited before what it needs was there"
+    SPAWN_FAILED = "could not be started"
+    UNBLOCKED = "what it needs is there"
+    TIMER = "deadline passed"
+
+
+class Action(Enum):
+    """What is to be done on the way into the next state."""
+
+    SPAWN = "start its process, with a deadline to become ready"
+    CONFIRM = "note that it is ready, no deadline runs"
+    TERMINATE = "ask its process to end, with a deadline"
+    KILL = "kill what is left in its cgroup, and look again"
+    BACK_OFF = "wait for its delay"
+    REST = "no deadline runs"
+
+
+class Step(NamedTuple):
+    """The outcome of an event: the next state, and at most one thing to do."""
+
+    state: State
+    action: Action | None = None
+
+
+WANTED = frozenset(State) - {State.DOWN, State.STOPPING}
+HAS_PROCESS = frozenset({State.STARTING, State.RUNNING, State.STOPPING, State.RESTARTING, State.FAILING})
+
+_D, _B, _S, _R = State.DOWN, State.BLOCKED, State.STARTING, State.RUNNING
+_STOPPING, _RESTARTING, _FAILING, _BACKOFF, _LOOP = (
+    State.STOPPING,
+    State.RESTARTING,
+    State.FAILING,
+    State.BACKOFF,
+    State.CRASH_LOOP,
+)
+
+_ENDS = {
+    Event.EXITED: Step(_BACKOFF, Action.BACK_OFF),
+    Event.EXITED_AGAIN: Step(_LOOP, Action.BACK_OFF),
+    Event.EXITED_EARLY: Step(_B, Action.REST),
+}
+_LIVES = {
+    **_ENDS,
+    Event.STOP: Step(_STOPPING, Action.TERMINATE),
+    Event.RESTART: Step(_RESTARTING, Action.TERMINATE),
+    Event.UNHEALTHY: Step(_FAILING, Action.TERMINATE),
+}
+_WAITS = {
+    Event.TIMER: Step(_S, Action.SPAWN),
+    Event.STOP: Step(_D, Action.REST),
+    Event.RESTART: Step(_S, Action.SPAWN),
+}
+
+TABLE: dict[State, dict[Event, Step]] = {
+    _D: {Event.START: Step(_S, Action.SPAWN), Event.RESTART: Step(_S, Action.SPAWN)},
+    _B: {
+        Event.UNBLOCKED: Step(_S, Action.SPAWN),
+        Event.STOP: Step(_D, Action.REST),
+        Event.RESTART: Step(_S, Action.SPAWN),
+    },
+    _S: {
+        **_LIVES,
+        Event.READY: Step(_R, Action.CONFIRM),
+        Event.TIMER: Step(_FAILING, Action.TERMINATE),
+        Event.SPAWN_FAILED: Step(_BACKOFF, Action.BACK_OFF),
+    },
+    _R: dict(_LIVES),
+    _STOPPING: {
+        **dict.fromkeys(_ENDS, Step(_D, Action.REST)),
+        Event.TIMER: Step(_STOPPING, Action.KILL),
+        Event.START: Step(_RESTARTING),
+        Event.RESTART: Step(_RESTARTING),
+    },
+    _RESTARTING: {
+        **dict.fromkeys(_ENDS, Step(_S, Action.SPAWN)),
+        Event.TIMER: Step(_RESTARTING, Action.KILL),
+        Event.STOP: Step(_STOPPING),
+    },
+    _FAILING: {
+        **_ENDS,
+        Event.TIMER: Step(_FAILING, Action.KILL),
+        Event.STOP: Step(_STOPPING),
+        Event.RESTART: Step(_RESTARTING),
+    },
+    _BACKOFF: dict(_WAITS),
+    _LOOP: dict(_WAITS),
+}
+IGNORED = frozenset((state, event) for state in State for event in Event if event not in TABLE[state])
+
+
+def step(state: State, event: Event) -> Step:
+    """What `event` makes of a service in `state`; a pair in `IGNORED` leaves it as it is."""
+    return TABLE[state].get(event, Step(state))

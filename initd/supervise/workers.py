@@ -1,0 +1,229 @@
+"""PID 1's side of a worker: a service of its own that answers calls and sends notifications over a socketpair."""
+
+from __future__ import annotations
+
+import contextlib
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
+from typing import TYPE_CHECKING, Any
+
+from initd import log
+from initd.supervise.service import Service
+from initd.supervise.states import Event, State
+
+if TYPE_CHECKING:
+    import asyncio
+    from _socket import socket as Socket  # noqa: N812
+    from collections.abc import Callable
+
+    from initd.events import EventLog
+    from initd.services import ServiceSpec
+    from initd.supervise.reap import Reaper
+
+LINK = 3
+CHUNK = 256 << 10
+TIMEOUT = 30.0
+
+
+class Worker(Service):
+    """A supervised worker. `idle_seconds` > 0: it is started by the first call and stopped when none came for that long."""
+
+    def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper, idle_seconds: float = 0.0) -> None:
+        super().__init__(spec, events, reaper)
+        self.on_notification: dict[str, Callable[..., None]] = {}
+        self.on_start: Callable[[], None] = lambda: None
+        self._idle_seconds = idle_seconds
+        self._socket: Socket | None = None
+        self._child_end: Socket | None = None
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._msgid = 0
+        self._decoder: Any = None
+        self._unsent = bytearray()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._is_up: asyncio.Event | None = None
+
+    def _descriptors(self) -> dict[int, int]:
+        ours, self._child_end = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        ours.setblocking(False)
+        self._close()
+        self._socket = ours
+        return {LINK: self._child_end.fileno()}
+
+    def started(self) -> None:
+        """Its end of the pair is its own now; a worker is up as soon as it runs."""
+        if self._child_end is not None:
+            self._child_end.close()
+            self._child_end = None
+        self._connect()
+        if self._loop is not None:
+            self._loop.call_soon(self._up)
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See `Service.attach`; a worker that runs already is connected."""
+        super().attach(loop)
+        self._connect()
+        if self.process is not None:
+            self._up()
+
+    def _up(self) -> None:
+        self.handle(Event.READY, "running")
+        if self._is_up is not None:
+            self._is_up.set()
+        self.on_start()
+
+    def ended(self) -> None:
+        """Its calls can never be answered any more."""
+        self._close()
+
+    def _connect(self) -> None:
+        if self._loop is None or self._socket is None:
+            return
+        from initd.api import protocol  # noqa: PLC0415 msgpack is not needed before there is a loop
+
+        self._decoder = protocol.Decoder()
+        self._loop.add_reader(self._socket.fileno(), self._readable)
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(self._socket.fileno())
+                self._loop.remove_writer(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        self._unsent.clear()
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            if not call.done():
+                call.set_exception(self._unavailable(self.last_exit or "not running"))
+
+    def _unavailable(self, why: str) -> Exception:
+        from initd.api.protocol import ApiError, Code  # noqa: PLC0415
+
+        return ApiError(Code.UNAVAILABLE, f"worker {self.spec.name}: {why}")
+
+    async def call(self, method: str, *params: object, timeout: float = TIMEOUT) -> Any:
+        """Call a method of the worker. Raises ApiError: the worker's own, or UNAVAILABLE, or DEADLINE_EXCEEDED."""
+        import asyncio  # noqa: PLC0415
+
+        from initd.api.protocol import ApiError, Code, Request, encode  # noqa: PLC0415
+
+        if self._idle_seconds and self.state not in {State.STARTING, State.RUNNING}:
+            await self._wake()
+        if self._socket is None or self._loop is None:
+            raise self._unavailable(self.last_exit or "not running")
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._msgid += 1
+        msgid = self._msgid
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._calls[msgid] = future
+        self._send(encode(Request(msgid, method, list(params))))
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            raise ApiError(
+                Code.DEADLINE_EXCEEDED, f"worker {self.spec.name}: no answer to {method} in {timeout:g} s"
+            ) from None
+        finally:
+            self._calls.pop(msgid, None)
+            if self._idle_seconds and not self._calls:
+                self._idle_timer = self._loop.call_later(self._idle_seconds, self._idle)
+
+    async def _wake(self) -> None:
+        """Start an idle worker, or one on its way there, and wait until it is up (or fails, which `call` then says)."""
+        import asyncio  # noqa: PLC0415
+
+        up = self._is_up = self._is_up or asyncio.Event()
+        up.clear()
+        self.start("called")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TIMEOUT):
+                await up.wait()
+
+    def _idle(self) -> None:
+        if not self._calls:
+            self.stop("idle")
+
+    def _send(self, data: bytes) -> None:
+        if self._socket is None or self._loop is None:
+            return
+        self._unsent += data
+        self._writable()
+        if self._unsent and self._socket is not None:
+            self._loop.add_writer(self._socket.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        if self._socket is None or self._loop is None:
+            return
+        try:
+            sent = self._socket.send(self._unsent)
+            del self._unsent[:sent]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()  # the worker is gone; its end is reaped and told from there
+        if not self._unsent:
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _readable(self) -> None:
+        from initd.api.protocol import Notification, ProtocolError, Response  # noqa: PLC0415
+
+        if self._socket is None:
+            return
+        try:
+            data = self._socket.recv(CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            if self._loop is not None:
+                self._loop.remove_reader(self._socket.fileno())
+            return
+        try:
+            messages = self._decoder.feed(data)
+        except ProtocolError as malformed:
+            # A worker that talks nonsense is broken: a new one takes over.
+            self.handle(Event.UNHEALTHY, f"malformed message: {malformed}")
+            return
+        for message in messages:
+            match message:
+                case Response(msgid, error, result):
+                    self._answer(msgid, error, result)
+                case Notification(method, params):
+                    self._notified(method, params)
+                case _:
+                    log.warning(f"{self.spec.name}: calls PID 1, which serves no worker", message=repr(message)[:200])
+
+    def _answer(self, msgid: int, error: Any, result: object) -> None:
+        from initd.api.protocol import ApiError  # noqa: PLC0415
+
+        future = self._calls.get(msgid)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(ApiError.from_wire(error))
+
+    def _notified(self, method: str, params: list[Any]) -> None:
+        handler = self.on_notification.get(method)
+        if handler is None:
+            return
+        try:
+            handler(*params)
+        except Exception as failure:  # noqa: BLE001 what a worker says must not end the loop
+            log.exception(f"{self.spec.name}: notification {method} failed", failure)
+
+
+def spec(name: str, memory_max: int, argv: tuple[str, ...] = ("/sbin/init",)) -> ServiceSpec:
+    """The specification of the worker `name`, with a leaf cgroup of its own and `memory_max` in bytes."""
+    from initd.services import ServiceSpec  # noqa: PLC0415
+
+    return ServiceSpec(
+        name=name,
+        argv=(*argv, "worker", name),
+        environment={"PATH": "/usr/sbin:/usr/bin"},
+        cgroup=f"initd/{name}",
+        cgroup_settings={"memory.max": memory_max},
+    )
