@@ -1,0 +1,235 @@
+"""The DHCPv4 client as a state machine (RFC 2131 section 4.4) without sockets, clocks or chance of its own.
+
+    INIT        no carrier: silent. A lease is kept until it expires, since a cable that comes back is mostly the same.
+    SELECTING   DISCOVER until a server offers something usable; a lease from before a move is used until it expires.
+    REQUESTING  REQUEST of that offer; given up after four tries, a NAK goes back to SELECTING.
+    REBOOTING   carrier or process came back with a lease: REQUEST of the same address; a NAK or silence: SELECTING.
+    BOUND       silent until T1.
+    RENEWING    REQUEST to the server that gave the lease, until T2.
+    REBINDING   REQUEST to every server, until the lease expires; then the lease is gone, and SELECTING.
+
+The owner calls `start` when the link has carrier, `stop` when it loses it, `receive` for each payload and `timer` at
+`deadline` (seconds, any clock that the owner also passes as `now`), sends what they return, and looks at `lease`
+afterwards. pyroute2 has a client, which cannot be used: it loads ssl and ctypes, keeps a lease that was never checked,
+retransmits after 4 s at the earliest, and its decoder fails on options of unexpected length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from socket import inet_aton
+
+from initd.network import packet
+from initd.network.lease import Lease, Refused, judge
+from initd.network.packet import ANY, BROADCAST, Kind, Malformed, Message, Option
+
+SLOWEST = 64.0  # seconds between two tries at most
+TRIES = 4  # of a REQUEST, before everything starts over
+_PARAMETERS = bytes(
+    (
+        Option.SUBNET_MASK,
+        Option.CLASSLESS_ROUTES,  # RFC 3442: before the router option
+        Option.ROUTER,
+        Option.DNS,
+        Option.HOST_NAME,
+        Option.MTU,
+        Option.NTP,
+        Option.LEASE_TIME,
+        Option.RENEWAL_TIME,
+        Option.REBINDING_TIME,
+    )
+)
+
+
+class State(Enum):
+    """Where the client is; see the module's text."""
+
+    INIT = "init"
+    SELECTING = "selecting"
+    REQUESTING = "requesting"
+    REBOOTING = "rebooting"
+    BOUND = "bound"
+    RENEWING = "renewing"
+    REBINDING = "rebinding"
+
+
+@dataclass(frozen=True)
+class Send:
+    """A message to put on the wire; broadcast if `destination` is packet.BROADCAST."""
+
+    payload: bytes
+    source: str
+    destination: str
+
+
+def chance() -> float:
+    """A random number in [0, 1)."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32
+
+
+class Client:
+    """One link's client. `lease` is what may be used now, `since` when waiting for one began, `problem` what went
+    wrong last (None once a lease is granted), `deadline` when `timer` is to be called.
+    """
+
+    def __init__(self, mac: bytes, lease: Lease | None = None, random: Callable[[], float] = chance) -> None:
+        self.state = State.INIT
+        self.lease = lease
+        self.since = 0.0
+        self.problem: str | None = None
+        self.deadline: float | None = lease.expires if lease else None
+        self._mac = mac
+        self._random = random
+        self._offer: Lease | None = None
+        self._xid = 0
+        self._tries = 0
+        self._refusals = 0
+        self._requested = 0.0
+
+    @property
+    def listening(self) -> bool:
+        """Whether an answer may come."""
+        return self.state not in (State.INIT, State.BOUND)
+
+    def start(self, now: float) -> list[Send]:
+        """The link has carrier."""
+        self.since = now
+        self._drop_expired(now)
+        return self._enter(State.REBOOTING if self.lease else State.SELECTING, now)
+
+    def stop(self) -> None:
+        """The link has no carrier."""
+        self.state = State.INIT
+        self.deadline = self.lease.expires if self.lease else None
+
+    def timer(self, now: float) -> list[Send]:
+        """Do what is due; safe to call early."""
+        if self.deadline is None or now < self.deadline:
+            return []
+        if self._drop_expired(now) and self.state not in (State.INIT, State.SELECTING, State.REQUESTING):
+            return self._enter(State.SELECTING, now)
+        match self.state:
+            case State.INIT:
+                self.deadline = None
+                return []
+            case State.BOUND:
+                return self._enter(State.RENEWING, now)
+            case State.RENEWING if self.lease and now >= self.lease.rebind:
+                return self._enter(State.REBINDING, now)
+            case State.REQUESTING | State.REBOOTING if self._tries >= TRIES:
+                self.problem = "the DHCP server does not acknowledge"
+                return self._enter(State.SELECTING, now)
+            case _:
+                return self._transmit(now)
+
+    def receive(self, payload: bytes, now: float) -> list[Send]:
+        """Take a UDP payload from a server; anything that is not for this client and state is ignored."""
+        if not self.listening:
+            return []
+        try:
+            message = packet.decode(payload)
+            if message.xid != self._xid or message.mac != self._mac:
+                return []
+            return self._answer(message, now)
+        except (Malformed, Refused) as error:
+            self.problem = f"DHCP answer refused: {error}"
+            return []
+
+    def _answer(self, message: Message, now: float) -> list[Send]:
+        match message.kind:
+            case Kind.OFFER if self.state is State.SELECTING:
+                self._offer = judge(message, now)
+                return self._enter(State.REQUESTING, now)
+            case Kind.ACK if self.state is not State.SELECTING and self._is_expected(message):
+                self._bind(judge(message, self._requested))
+            case Kind.NAK if self.state is not State.SELECTING and self._is_expected(message):
+                return self._start_over(message, now)
+        return []
+
+    def _is_expected(self, message: Message) -> bool:
+        """Several servers may hear a REQUEST of an offer; only the chosen one's answer counts."""
+        chosen = self.state is State.REQUESTING and self._offer
+        return not chosen or message.options.get(Option.SERVER_ID) == inet_aton(chosen.server)
+
+    def _bind(self, lease: Lease) -> None:
+        self.state = State.BOUND
+        self.lease = lease
+        self.deadline = lease.renew
+        self.problem = None
+        self._refusals = 0
+
+    def _start_over(self, message: Message, now: float) -> list[Send]:
+        text = message.options.get(Option.MESSAGE, b"").decode("ascii", "replace")
+        self.problem = f"the DHCP server refused the address: {text if text.isprintable() and text else 'no reason given'}"
+        self.lease = None
+        self.since = now
+        self._refusals += 1
+        if self._refusals == 1:
+            return self._enter(State.SELECTING, now)
+        # A server that offers what it then refuses must not be asked a thousand times a second.
+        self._begin(State.SELECTING)
+        self.deadline = now + self._backoff(self._refusals)
+        return []
+
+    def _drop_expired(self, now: float) -> bool:
+        if self.lease is None or now < self.lease.expires:
+            return False
+        self.lease = None
+        self.since = now
+        self.problem = "the DHCP lease expired"
+        return True
+
+    def _begin(self, state: State) -> None:
+        self.state = state
+        self._tries = 0
+        if state is not State.REQUESTING:  # which belongs to the exchange that the DISCOVER began
+            self._xid = int(self._random() * 2**32)
+
+    def _enter(self, state: State, now: float) -> list[Send]:
+        self._begin(state)
+        return self._transmit(now)
+
+    def _backoff(self, tries: int) -> float:
+        """1, 2, 4 .. 64 s, each up to a quarter more or less, so that a rack that powers on does not answer in step."""
+        return min(SLOWEST, 2.0 ** min(tries, 8)) * (0.75 + self._random() / 2)
+
+    def _transmit(self, now: float) -> list[Send]:
+        """Send the current state's message and set the deadline for the next try."""
+        wait = self._backoff(self._tries)
+        self._tries += 1
+        self._requested = now
+        lease = self.lease
+        if lease is None or self.state in (State.SELECTING, State.REQUESTING, State.REBOOTING):
+            self.deadline = now + wait if lease is None else min(now + wait, lease.expires)
+        else:
+            # RFC 2131 section 4.4.5: half of what is left, but not more often than once a minute.
+            end = lease.rebind if self.state is State.RENEWING else lease.expires
+            self.deadline = min(end, now + max(60.0, (end - now) / 2))
+        return [self._message(now)]
+
+    def _message(self, now: float) -> Send:
+        options = {
+            Option.CLIENT_ID: b"\x01" + self._mac,
+            Option.PARAMETERS: _PARAMETERS,
+            Option.MAX_SIZE: (1472).to_bytes(2, "big"),
+        }
+        kind, client, source, destination = Kind.REQUEST, ANY, ANY, BROADCAST
+        lease = self.lease
+        match self.state:
+            case State.REQUESTING if self._offer:
+                options[Option.REQUESTED_ADDRESS] = inet_aton(self._offer.address)
+                options[Option.SERVER_ID] = inet_aton(self._offer.server)
+            case State.REBOOTING if lease:
+                options[Option.REQUESTED_ADDRESS] = inet_aton(lease.address)
+            case State.RENEWING if lease:
+                client, source, destination = lease.address, lease.address, lease.server
+            case State.REBINDING if lease:
+                client, source = lease.address, lease.address
+            case _:
+                kind = Kind.DISCOVER
+        seconds = int(max(0.0, now - self.since)) if not lease else 0
+        message = Message(kind, self._xid, self._mac, seconds, inet_aton(client), options=options)
+        return Send(packet.encode(message), source, destination)

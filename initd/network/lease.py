@@ -1,0 +1,156 @@
+"""What a DHCP server grants, judged: a reply becomes a Lease, or is refused with a reason that a person can read."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from socket import inet_ntoa
+
+from initd.network.packet import Message, Option
+
+SHORTEST = 5  # seconds; renewing more often than every two seconds would be a loop
+SMALLEST_MTU = 576  # RFC 791: what every host must accept; less is an attack or a typing error
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+
+
+class Refused(ValueError):
+    """An offer or acknowledgement that must not be used; the text says why."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One granted address. Times are seconds since boot (CLOCK_BOOTTIME); a route is (destination, gateway or None)."""
+
+    address: str
+    prefix: int
+    server: str
+    obtained: float
+    renew: float
+    rebind: float
+    expires: float
+    routes: tuple[tuple[str, str | None], ...] = ()
+    dns: tuple[str, ...] = ()
+    ntp: tuple[str, ...] = ()
+    hostname: str | None = None
+    mtu: int | None = None
+
+    @property
+    def gateway(self) -> str | None:
+        """The default route's next hop."""
+        return next((via for to, via in self.routes if to == "0.0.0.0/0"), None)
+
+
+def judge(message: Message, requested: float) -> Lease:
+    """The lease in an OFFER or ACK to a request sent at `requested` (the lease runs from there: RFC 2131 4.4.1).
+
+    Raises Refused.
+    """
+    options = message.options
+    server = options.get(Option.SERVER_ID, b"")
+    if len(server) != 4 or not any(server):
+        raise Refused("it names no server")
+    seconds = _number(options.get(Option.LEASE_TIME, b""))
+    if seconds is None:
+        raise Refused("it has no lease time")
+    if seconds < SHORTEST:
+        raise Refused(f"its lease time is {seconds} s, at least {SHORTEST} are needed")
+    prefix = _prefix(options.get(Option.SUBNET_MASK, b""))
+    _check_address(message.yours, prefix)
+    renew, rebind = _timers(seconds, options)
+    return Lease(
+        address=inet_ntoa(message.yours),
+        prefix=prefix,
+        server=inet_ntoa(server),
+        obtained=requested,
+        renew=requested + renew,
+        rebind=requested + rebind,
+        expires=requested + seconds,
+        routes=_routes(options),
+        dns=_addresses(options.get(Option.DNS, b"")),
+        ntp=_addresses(options.get(Option.NTP, b"")),
+        hostname=_host_name(options.get(Option.HOST_NAME, b"")),
+        mtu=_mtu(options.get(Option.MTU, b"")),
+    )
+
+
+def _number(value: bytes) -> int | None:
+    return int.from_bytes(value, "big") if len(value) == 4 else None
+
+
+def _prefix(mask: bytes) -> int:
+    """A netmask's prefix length."""
+    if len(mask) != 4:
+        raise Refused("it has no subnet mask")
+    inverse = ~int.from_bytes(mask, "big") & 0xFFFFFFFF
+    if inverse & (inverse + 1):
+        raise Refused(f"{inet_ntoa(mask)} is no subnet mask")
+    if not any(mask):
+        raise Refused("its subnet is the whole internet (/0)")
+    return 32 - inverse.bit_length()
+
+
+def _check_address(address: bytes, prefix: int) -> None:
+    """Only an address that one host can have: no network, broadcast, loopback, multicast or reserved one."""
+    text = inet_ntoa(address)
+    if address[0] in (0, 127) or address[0] >= 224:
+        raise Refused(f"{text} is no host's address")
+    hosts = (1 << (32 - prefix)) - 1
+    if prefix < 31 and int.from_bytes(address, "big") & hosts in (0, hosts):
+        raise Refused(f"{text} is the network's or the broadcast address of its /{prefix}")
+
+
+def _timers(seconds: int, options: Mapping[int, bytes]) -> tuple[float, float]:
+    """T1 and T2; the server's own where they are in order, else half and seven eighths (RFC 2131 section 4.4.5)."""
+    renew = _number(options.get(Option.RENEWAL_TIME, b""))
+    rebind = _number(options.get(Option.REBINDING_TIME, b""))
+    first = float(renew) if renew else seconds * 0.5
+    second = float(rebind) if rebind else seconds * 0.875
+    if 1 < first < second < seconds:
+        return first, second
+    return seconds * 0.5, seconds * 0.875
+
+
+def _addresses(value: bytes) -> tuple[str, ...]:
+    """A list of addresses; what cannot be a server's is left out, and so is a torn end."""
+    parts = (value[at : at + 4] for at in range(0, len(value) - 3, 4))
+    return tuple(dict.fromkeys(inet_ntoa(part) for part in parts if part[0] and part[0] < 224))
+
+
+def _routes(options: Mapping[int, bytes]) -> tuple[tuple[str, str | None], ...]:
+    """Option 121 if it is there and whole, else the first router (RFC 3442: 121 replaces option 3)."""
+    routes = _classless(options.get(Option.CLASSLESS_ROUTES, b""))
+    if routes:
+        return routes
+    routers = _addresses(options.get(Option.ROUTER, b""))
+    return (("0.0.0.0/0", routers[0]),) if routers else ()
+
+
+def _classless(value: bytes) -> tuple[tuple[str, str | None], ...]:
+    routes: dict[str, str | None] = {}
+    position = 0
+    while position < len(value):
+        width = value[position]
+        octets = (width + 7) // 8
+        end = position + 1 + octets + 4
+        if width > 32 or end > len(value):
+            return ()  # a torn list is no list: half of it could route everything to nowhere
+        network = int.from_bytes(value[position + 1 : position + 1 + octets].ljust(4, b"\0"), "big")
+        mask = (0xFFFFFFFF << (32 - width)) & 0xFFFFFFFF
+        gateway = value[end - 4 : end]
+        destination = f"{inet_ntoa(struct.pack('!I', network & mask))}/{width}"
+        routes.setdefault(destination, inet_ntoa(gateway) if any(gateway) else None)
+        position = end
+    return tuple(routes.items())
+
+
+def _host_name(value: bytes) -> str | None:
+    text = value.rstrip(b"\0").decode("ascii", "replace")
+    return text if len(text) <= 253 and _HOST_NAME.fullmatch(text) else None
+
+
+def _mtu(value: bytes) -> int | None:
+    mtu = int.from_bytes(value, "big") if len(value) == 2 else 0
+    return mtu if mtu >= SMALLEST_MTU else None
+

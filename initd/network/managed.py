@@ -1,0 +1,229 @@
+"""One link that initd owns: its DHCP client, its timer, and what it has against what it should have."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+
+import structlog
+
+from initd.api.types import LeaseInfo, LinkInfo
+from initd.network.dhcp import Client, Send
+from initd.network.lease import Lease
+from initd.network.netlink import Netlink, Snapshot, boottime
+from initd.network.plan import Change, Interface, Link, SetLink, Wanted, operations, wanted
+from initd.network.sockets import Transport
+
+_ROUNDS = 4  # removing an address takes others with it, so what was done is checked; a few times, not for ever
+log = structlog.get_logger()
+
+
+class Managed:
+    """A link that is there, with the configuration's wishes for it. `changed` is called when its state may differ."""
+
+    def __init__(self, netlink: Netlink, link: Link, interface: Interface, lease: Lease | None, changed: asyncio.Event):
+        self.interface = interface
+        self.link = link
+        self.snapshot = Snapshot()
+        self.errors: list[str] = []
+        self._netlink = netlink
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport = Transport(self._loop, link.name, self._receive)
+        self.client: Client | None = None
+        if interface.dhcp and link.mac:
+            self.client = Client(bytes.fromhex(link.mac.replace(":", "")), lease)
+
+    @property
+    def lease(self) -> Lease | None:
+        """The DHCP lease that may be used now."""
+        return self.client.lease if self.client else None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the link should have now."""
+        return wanted(self.interface, self.lease, self.link.index)
+
+    def start(self) -> None:
+        """Bring the link up and ask for a lease, before anything is read: this is on the boot's critical path."""
+        if self.link.running:
+            self._carrier(running=True)
+        elif not self.link.up:
+            self._apply(SetLink(self.interface.mtu))
+
+    def close(self) -> None:
+        """Leave the link as it is."""
+        if self._timer:
+            self._timer.cancel()
+        self._transport.close()
+
+    def forget(self) -> None:
+        """The configuration does not name the link any more: take away what was given."""
+        self.close()
+        self.client, self.interface = None, Interface()
+        self.reconcile()
+
+    def update(self, link: Link) -> None:
+        """The kernel reports the link; the DHCP client follows its carrier."""
+        was, self.link = self.link, link
+        if link.running != was.running:
+            self._carrier(running=link.running)
+        if link != was:
+            self._changed.set()
+
+    def _carrier(self, *, running: bool) -> None:
+        if self.client is None:
+            return
+        if running:
+            self._send(self.client.start(boottime()))
+        else:
+            self.client.stop()
+            self._transport.close()
+            self._schedule()
+
+    def reconcile(self) -> None:
+        """Bring the kernel to what is wanted, and look at what it then has."""
+        self.errors = []
+        try:
+            for _ in range(_ROUNDS):
+                self.snapshot = self._netlink.snapshot(self.link.index)
+                addresses = self.snapshot.addresses.get(self.link.index, [])
+                todo = operations(self.link, addresses, self.snapshot.routes.get(self.link.index, []), self.wanted)
+                for operation in todo:
+                    self._apply(operation)
+                if not todo or self.errors:
+                    break
+        except OSError as error:
+            self.errors.append(error.strerror or str(error))
+        self._changed.set()
+
+    def _apply(self, operation: SetLink | Change) -> None:
+        try:
+            if isinstance(operation, SetLink):
+                self._netlink.set_link(self.link.index, operation)
+                self.update(self._netlink.link(self.link.index))  # virtio has carrier at once: no wait for the news
+            else:
+                self._netlink.change(self.link.index, operation.what, add=operation.add)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise
+            text = operation.text if isinstance(operation, Change) else "bringing the link up"
+            self.errors.append(f"{text}: {error.strerror}")
+            log.warning("link change failed", link=self.link.name, change=text, error=error.strerror)
+
+    def _receive(self, payload: bytes) -> None:
+        if self.client:
+            before = self.client.lease
+            self._send(self.client.receive(payload, boottime()))
+            self._lease_changed(before)
+
+    def _due(self) -> None:
+        self._timer = None
+        if self.client:
+            before = self.client.lease
+            self._send(self.client.timer(boottime()))
+            self._lease_changed(before)
+            self._changed.set()  # the reason says for how long there was no answer
+
+    def _lease_changed(self, before: Lease | None) -> None:
+        lease = self.lease
+        if lease == before:
+            return
+        if lease is None and self.client:
+            log.warning("lease lost", link=self.link.name, address=before and before.address, reason=self.client.problem)
+        elif lease and (before is None or before.address != lease.address):
+            log.info("lease obtained", link=self.link.name, address=lease.address, server=lease.server)
+        self.reconcile()
+
+    def _send(self, messages: list[Send]) -> None:
+        try:
+            for message in messages:
+                self._transport.send(message)
+        except OSError as error:  # as good as a lost packet: the client tries again at its deadline
+            log.warning("DHCP message not sent", link=self.link.name, error=error.strerror)
+        if self.client and not self.client.listening:
+            self._transport.close()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if self.client and self.client.deadline is not None:
+            self._timer = self._loop.call_later(max(0.0, self.client.deadline - boottime()), self._due)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the link has not all that it should, for a person to read; empty if it has."""
+        name = self.link.name
+        if not self.link.running:
+            return [f"{name}: no carrier" if self.link.up else f"{name}: the link is down"]
+        found = [f"{name}: {error}" for error in self.errors]
+        if self.client and self.client.lease is None:
+            waited = int(boottime() - self.client.since)
+            found.append(f"{name}: {self.client.problem or f'no DHCP answer for {waited} s'}")
+        return found
+
+    @property
+    def address(self) -> str | None:
+        """The link's primary IPv4 address, without its prefix length."""
+        texts = [self.lease.address] if self.lease else list(self.interface.addresses)
+        return next((text.partition("/")[0] for text in texts if ":" not in text), None)
+
+    @property
+    def info(self) -> LinkInfo:
+        """The link for the API."""
+        return link_info(self.link, self.snapshot, managed=True)
+
+    @property
+    def lease_info(self) -> LeaseInfo | None:
+        """The lease for the API; `address` has its prefix length, so that it can be handed back."""
+        lease = self.lease
+        return lease and LeaseInfo(
+            link=self.link.name,
+            address=f"{lease.address}/{lease.prefix}",
+            server=lease.server,
+            gateway=lease.gateway,
+            dns=list(lease.dns),
+            ntp=list(lease.ntp),
+            hostname=lease.hostname,
+            obtained=lease.obtained,
+            renew=lease.renew,
+            rebind=lease.rebind,
+            expires=lease.expires,
+        )
+
+
+def link_info(link: Link, snapshot: Snapshot, *, managed: bool) -> LinkInfo:
+    """A link as the API shows it."""
+    return LinkInfo(
+        name=link.name,
+        index=link.index,
+        kind=link.kind,
+        mac=link.mac,
+        mtu=link.mtu,
+        up=link.up,
+        carrier=link.carrier,
+        addresses=[address.text for address in snapshot.addresses.get(link.index, ())],
+        routes=[route.text for route in snapshot.routes.get(link.index, ())],
+        managed=managed,
+    )
+
+
+def resumed(info: LeaseInfo) -> Lease:
+    """The lease that an earlier process of this worker held."""
+    address, _, prefix = info["address"].partition("/")
+    return Lease(
+        address=address,
+        prefix=int(prefix),
+        server=info["server"],
+        obtained=info["obtained"],
+        renew=info["renew"],
+        rebind=info["rebind"],
+        expires=info["expires"],
+        routes=(("0.0.0.0/0", info["gateway"]),) if info["gateway"] else (),
+        dns=tuple(info["dns"]),
+        ntp=tuple(info["ntp"]),
+        hostname=info["hostname"],
+    )

@@ -1,0 +1,106 @@
+"""The kernel's notifications about links, addresses and routes: only those that concern a link of ours wake us."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Collection, Iterator
+from socket import htonl, htons
+
+from initd.network import bpf, netlink
+from initd.network.bpf import Op
+from initd.network.plan import Link
+
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
+_RECEIVE_BUFFER = 1 << 20
+_ATTRIBUTE = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR: A = where the attribute X is found from A on, or 0
+_RTA_OIF, _IFLA_PARENT_DEV_NAME = 4, 56
+_LINK_HEADER, _ROUTE_HEADER = 32, 28
+_MOST_LINKS = 60  # more links than this and the jumps would not fit their byte
+
+
+class Monitor:
+    """The socket that hears them."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        self.socket.bind((0, _GROUPS))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+    def narrow(self, indexes: Collection[int], port: int, *, awaiting: bool) -> None:
+        """Hear only of the links with these indexes and of new ones: physical ones, or any if a link that the
+        configuration names is not there yet. What the socket with this port did itself is not news.
+        """
+        if len(indexes) <= _MOST_LINKS:
+            bpf.attach(self.socket, program(indexes, port, awaiting=awaiting))
+
+    def read(self) -> Iterator[tuple[int, Link | int] | None]:
+        """What is there to read: (DELETE_LINK or NEW_LINK, the link), (another type, a link's index), or None if
+        notifications were lost, after which everything must be read again.
+        """
+        while True:
+            try:
+                data = self.socket.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                yield None
+                continue
+            for header, message in netlink.split(data):
+                yield from _event(header[1], message)
+
+
+def _event(kind: int, data: bytes) -> Iterator[tuple[int, Link | int]]:
+    if kind < netlink.NEW_LINK:
+        return
+    message = netlink.decode(kind, data)
+    if kind in (netlink.NEW_ADDRESS, netlink.DELETE_ADDRESS):
+        yield kind, message["index"]
+    elif kind in (netlink.NEW_ROUTE, netlink.DELETE_ROUTE):
+        yield kind, message.get_attr("RTA_OIF") or 0
+    elif message["family"] == socket.AF_UNSPEC:  # a bridge's message about a port says DELETE_LINK and means less
+        yield kind, netlink.to_link(message)
+
+
+def program(indexes: Collection[int], port: int, *, awaiting: bool) -> bytes:
+    """The filter; netlink is in the machine's byte order, BPF loads in the network's."""
+    ours = [Op(bpf.EQUAL, htonl(index), true="take") for index in indexes]
+    return bpf.assemble(
+        [
+            Op(bpf.LOAD_HALF, 4),  # nlmsg_type
+            Op(bpf.EQUAL, htons(netlink.NEW_LINK), true="link"),
+            Op(bpf.EQUAL, htons(netlink.DELETE_LINK), true="by index"),
+            Op(bpf.EQUAL, htons(netlink.NEW_ROUTE), true="drop"),
+            Op(bpf.LOAD_WORD, 12),  # nlmsg_pid: who asked for the change
+            Op(bpf.EQUAL, htonl(port), true="drop"),
+            Op(bpf.LOAD_HALF, 4),
+            Op(bpf.EQUAL, htons(netlink.DELETE_ROUTE), false="by index"),
+            Op(bpf.SET, _ROUTE_HEADER),
+            Op(bpf.SET_X, _RTA_OIF),
+            Op(bpf.LOAD_WORD, _ATTRIBUTE),
+            Op(bpf.EQUAL, 0, true="drop"),
+            Op(bpf.COPY_TO_X),
+            Op(bpf.LOAD_WORD_AT, 4),
+            Op(bpf.EQUAL, 0, true="drop", false="indexes"),
+            "link",
+            *([Op(bpf.RETURN, 0xFFFFFFFF)] if awaiting else []),
+            Op(bpf.SET, _LINK_HEADER),
+            Op(bpf.SET_X, _IFLA_PARENT_DEV_NAME),
+            Op(bpf.LOAD_WORD, _ATTRIBUTE),
+            Op(bpf.EQUAL, 0, false="take"),
+            "by index",
+            Op(bpf.LOAD_WORD, 20),  # ifi_index and ifa_index stand at the same place
+            "indexes",
+            *ours,
+            "drop",
+            Op(bpf.RETURN, 0),
+            "take",
+            Op(bpf.RETURN, 0xFFFFFFFF),
+        ]
+    )

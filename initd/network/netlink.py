@@ -1,0 +1,266 @@
+"""rtnetlink(7): what the kernel has, how to change it, and its notifications.
+
+pyroute2 writes and reads the messages. Its sockets are not used: they import ssl (10 MB), ctypes and threads, and
+start requests of their own. Nor does its package's own __init__ run, which imports all of it. The kernel answers a
+request before send(2) returns, so nothing is gained by waiting asynchronously.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+import os
+import socket
+import struct
+import sys
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from initd.network.plan import Address, Link, Route, SetLink, family
+
+PROTOCOL = 73  # marks our addresses and routes; no one else's number (iproute2's rt_protos)
+LOOPBACK = 1  # the index of lo in every network namespace
+_TIMEOUT = 5.0  # seconds; the kernel answers at once or never
+_HEADER = struct.Struct("=IHHII")
+ERROR, DONE = 2, 3
+NEW_LINK, DELETE_LINK, GET_LINK = 16, 17, 18
+NEW_ADDRESS, DELETE_ADDRESS, GET_ADDRESS = 20, 21, 22
+NEW_ROUTE, DELETE_ROUTE, GET_ROUTE = 24, 25, 26
+_REQUEST, _ACK, _DUMP, _CREATE_OR_REPLACE = 1, 4, 0x300, 0x500
+_EXT_ACK, _STRICT_CHECK, _SOL_NETLINK = 11, 12, 270
+_IFF_UP, _IFF_RUNNING, _IFF_LOWER_UP = 0x1, 0x40, 0x10000
+_ARPHRD = {1: "ether", 772: "loopback"}
+_MAIN_TABLE, _UNIVERSE, _LINK_SCOPE, _UNICAST, _ONLINK = 254, 0, 253, 1, 4
+_FOREVER = 0xFFFFFFFF
+
+
+def _messages() -> tuple[Any, Any, Any]:
+    """pyroute2's message classes, without the package's __init__ and without multiprocessing, which its configuration
+    imports for names that no message needs (12 of 20 ms).
+    """
+    spec = importlib.util.find_spec("pyroute2")
+    if spec is None:
+        raise ModuleNotFoundError("pyroute2 is not installed", name="pyroute2")
+    package = types.ModuleType("pyroute2")
+    package.__path__ = list(spec.submodule_search_locations or ())
+    package.__spec__ = spec
+    sys.modules["pyroute2"] = package
+    stand_in = types.ModuleType("multiprocessing")
+    vars(stand_in).update(Pipe=None, Queue=None, Process=None)
+    real = sys.modules.setdefault("multiprocessing", stand_in)
+    try:
+        names = ("ifinfmsg", "ifaddrmsg", "rtmsg")
+        classes = [getattr(importlib.import_module(f"pyroute2.netlink.rtnl.{name}"), name) for name in names]
+    finally:
+        if real is stand_in:
+            del sys.modules["multiprocessing"]
+    return classes[0], classes[1], classes[2]
+
+
+_LinkMessage, _AddressMessage, _RouteMessage = _messages()
+
+
+@dataclass
+class Snapshot:
+    """Addresses and routes by link index."""
+
+    addresses: dict[int, list[Address]] = field(default_factory=dict)
+    routes: dict[int, list[Route]] = field(default_factory=dict)
+
+
+def boottime() -> float:
+    """Seconds since boot, time asleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Netlink:
+    """The socket for requests. Methods raise OSError with the kernel's own explanation where it gives one."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+        self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)  # else the kernel ignores a dump's filters
+        self._socket.settimeout(_TIMEOUT)
+        self._socket.bind((0, 0))
+        self.port: int = self._socket.getsockname()[0]
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def links(self) -> list[Link]:
+        """Every link."""
+        return [to_link(message) for message in self._dump(_LinkMessage(), GET_LINK)]
+
+    def link(self, index: int) -> Link:
+        """One link, as it is now."""
+        message = _LinkMessage()
+        message["index"] = index
+        return to_link(next(iter(self._ask(message, GET_LINK, _REQUEST))))
+
+    def snapshot(self, index: int = 0) -> Snapshot:
+        """The addresses and the main table's routes of one link, or of all (0)."""
+        result = Snapshot()
+        now = boottime()
+        query = _AddressMessage()
+        query["index"] = index
+        for message in self._dump(query, GET_ADDRESS):
+            result.addresses.setdefault(message["index"], []).append(_address(message, now))
+        for kind in (socket.AF_INET, socket.AF_INET6):
+            query = _RouteMessage()
+            query["family"], query["table"] = kind, _MAIN_TABLE
+            query["attrs"] = [["RTA_OIF", index]] if index else []
+            for message in self._dump(query, GET_ROUTE):
+                if message["table"] == _MAIN_TABLE and message["type"] == _UNICAST:
+                    result.routes.setdefault(message.get_attr("RTA_OIF") or 0, []).append(_route(message))
+        return result
+
+    def set_link(self, index: int, operation: SetLink) -> None:
+        """Bring a link up."""
+        message = _LinkMessage()
+        message["index"], message["flags"], message["change"] = index, _IFF_UP, _IFF_UP
+        message["attrs"] = [["IFLA_MTU", operation.mtu]] if operation.mtu else []
+        self._change(message, NEW_LINK, 0)
+
+    def change(self, index: int, what: Address | Route, *, add: bool) -> None:
+        """Add or replace, or remove, an address or route of a link. What is gone already needs no removal."""
+        message = _address_message(index, what) if isinstance(what, Address) else _route_message(index, what)
+        kinds = (NEW_ADDRESS, DELETE_ADDRESS) if isinstance(what, Address) else (NEW_ROUTE, DELETE_ROUTE)
+        try:
+            self._change(message, kinds[0 if add else 1], _CREATE_OR_REPLACE if add else 0)
+        except OSError as error:
+            if add or error.errno not in (errno.ESRCH, errno.EADDRNOTAVAIL):
+                raise
+
+    def _change(self, message: Any, kind: int, flags: int) -> None:
+        for _ in self._ask(message, kind, _REQUEST | _ACK | flags):
+            pass
+
+    def _dump(self, message: Any, kind: int) -> Iterator[Any]:
+        return self._ask(message, kind, _REQUEST | _DUMP)
+
+    def _ask(self, message: Any, kind: int, flags: int) -> Iterator[Any]:
+        """Send a request and yield what it is answered with."""
+        self._sequence += 1
+        message["header"].update(type=kind, flags=flags, sequence_number=self._sequence, pid=0)
+        message.encode()
+        self._socket.send(message.data)
+        single = not flags & _DUMP
+        while True:
+            for header, data in split(self._socket.recv(65536)):
+                if header[3] != self._sequence:
+                    continue  # the rest of an answer that a timeout made us give up
+                if header[1] == ERROR:
+                    _raise(data)
+                if header[1] in (ERROR, DONE):
+                    return
+                yield decode(header[1], data)
+                if single:
+                    return
+
+
+def split(data: bytes) -> Iterator[tuple[tuple[int, int, int, int, int], bytes]]:
+    """The messages in one datagram: (length, type, flags, sequence, port) and the whole message."""
+    position = 0
+    while position + _HEADER.size <= len(data):
+        header = _HEADER.unpack_from(data, position)
+        if header[0] < _HEADER.size:
+            return
+        yield header, data[position : position + header[0]]
+        position += (header[0] + 3) & ~3
+
+
+def decode(kind: int, data: bytes) -> Any:
+    """pyroute2's message; only the attributes that are asked for are then decoded."""
+    classes = {NEW_LINK: _LinkMessage, DELETE_LINK: _LinkMessage, NEW_ADDRESS: _AddressMessage}
+    message = classes.get(kind, _RouteMessage)(data)
+    message.decode()
+    return message
+
+
+def _raise(data: bytes) -> None:
+    """Raise what an error message says, if it is one; the kernel's text follows the message that it echoes."""
+    code = -int(struct.unpack_from("=i", data, 16)[0])
+    if code == 0:
+        return
+    text = ""
+    position = 20 + _HEADER.size  # no further than the echoed header: NETLINK_CAP_ACK is not asked for
+    length = struct.unpack_from("=I", data, 20)[0]
+    position = 20 + ((length + 3) & ~3)
+    while position + 4 <= len(data):
+        size, kind = struct.unpack_from("=HH", data, position)
+        if kind & 0x3FFF == 1 and size > 4:  # NLMSGERR_ATTR_MSG
+            text = ": " + data[position + 4 : position + size].rstrip(b"\0").decode("utf-8", "replace")
+        position += max(4, (size + 3) & ~3)
+    raise OSError(code, os.strerror(code) + text)
+
+
+def to_link(message: Any) -> Link:
+    """A link message's content."""
+    info = message.get_attr("IFLA_LINKINFO")
+    flags = message["flags"]
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME") or "",
+        kind=(info and info.get_attr("IFLA_INFO_KIND")) or _ARPHRD.get(message["ifi_type"], "other"),
+        mac=message.get_attr("IFLA_ADDRESS"),
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        up=bool(flags & _IFF_UP),
+        carrier=bool(flags & _IFF_LOWER_UP),
+        running=flags & (_IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP) == _IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP,
+        physical=message["ifi_type"] == 1 and message.get_attr("IFLA_PARENT_DEV_NAME") is not None,
+    )
+
+
+def _address(message: Any, now: float) -> Address:
+    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    valid = message.get_attr("IFA_CACHEINFO")["ifa_valid"]
+    expires = None if valid == _FOREVER else now + valid
+    return Address(f"{text}/{message['prefixlen']}", expires, ours=message.get_attr("IFA_PROTO") == PROTOCOL)
+
+
+def _route(message: Any) -> Route:
+    everywhere = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - a destination
+    return Route(
+        to=f"{message.get_attr('RTA_DST') or everywhere}/{message['dst_len']}",
+        via=message.get_attr("RTA_GATEWAY"),
+        metric=message.get_attr("RTA_PRIORITY") or 0,
+        source=message.get_attr("RTA_PREFSRC"),
+        ours=message["proto"] == PROTOCOL,
+    )
+
+
+def _address_message(index: int, address: Address) -> Any:
+    text, _, prefix = address.text.partition("/")
+    lifetime = _FOREVER if address.expires is None else max(1, min(_FOREVER - 1, round(address.expires - boottime())))
+    message = _AddressMessage()
+    message["family"], message["prefixlen"], message["index"] = family(text), int(prefix), index
+    message["attrs"] = [
+        ["IFA_LOCAL", text],
+        ["IFA_ADDRESS", text],
+        ["IFA_CACHEINFO", {"ifa_preferred": lifetime, "ifa_valid": lifetime}],
+        ["IFA_PROTO", PROTOCOL],
+    ]
+    return message
+
+
+def _route_message(index: int, route: Route) -> Any:
+    network, _, prefix = route.to.partition("/")
+    message = _RouteMessage()
+    message["family"], message["dst_len"], message["type"] = family(network), int(prefix), _UNICAST
+    message["table"], message["proto"] = _MAIN_TABLE, PROTOCOL
+    message["scope"] = _UNIVERSE if route.via or ":" in network else _LINK_SCOPE
+    message["flags"] = _ONLINK if route.onlink else 0
+    message["attrs"] = [["RTA_OIF", index], ["RTA_PRIORITY", route.metric]]
+    if int(prefix):
+        message["attrs"].append(["RTA_DST", network])
+    if route.via:
+        message["attrs"].append(["RTA_GATEWAY", route.via])
+    if route.source:
+        message["attrs"].append(["RTA_PREFSRC", route.source])
+    return message

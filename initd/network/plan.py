@@ -1,0 +1,208 @@
+"""What a link should have, and the operations that bring it there: no I/O.
+
+Only what carries initd's own protocol number is ever changed or removed, so the addresses and routes that a CNI plugin
+or a load balancer puts on the same link are safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import Any
+
+from initd.network.lease import Lease
+
+DRIFT = 5.0  # seconds; an address whose lifetime is off by more gets a new one
+GATEWAY_METRIC = 100  # plus the link's index, so that two links' default routes do not replace each other
+DHCP_METRIC = 1000
+_KERNEL_METRIC = {AF_INET: 0, AF_INET6: 1024}
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What the configuration asks of one link; a name or hardware address of None means every Ethernet link."""
+
+    name: str | None = None
+    mac: str | None = None
+    dhcp: bool = False
+    addresses: tuple[str, ...] = ()
+    gateway: str | None = None
+    mtu: int | None = None
+    routes: tuple[tuple[str, str | None, int | None], ...] = ()
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any]) -> Interface:
+        """From the checked configuration's plain data (msgspec would cost this process 5 MB)."""
+        routes = tuple((route["to"], route.get("via"), route.get("metric")) for route in table.get("routes", ()))
+        addresses = tuple(table.get("addresses", ()))
+        plain = {key: table.get(key) for key in ("name", "mac", "gateway", "mtu")}
+        return cls(**plain, dhcp=bool(table.get("dhcp")), addresses=addresses, routes=routes)
+
+    @property
+    def text(self) -> str:
+        """The link as the configuration calls it."""
+        return self.name or self.mac or "any Ethernet link"
+
+    def matches(self, link: Link) -> bool:
+        """Whether the link is the one that is meant."""
+        if self.name is None and self.mac is None:
+            return link.physical
+        return self.name == link.name if self.name else self.mac == link.mac
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link as the kernel reports it; `running` means that packets can be sent."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str | None
+    mtu: int
+    up: bool
+    carrier: bool
+    running: bool
+    physical: bool
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address with its prefix ("10.0.2.15/24"); `expires` in seconds since boot, None means never."""
+
+    text: str
+    expires: float | None = None
+    ours: bool = True
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of the main table; `onlink` if the gateway is in no subnet of the link."""
+
+    to: str
+    via: str | None
+    metric: int
+    source: str | None = None
+    onlink: bool = False
+    ours: bool = True
+
+    @property
+    def text(self) -> str:
+        """As ip(8) would write it."""
+        return " ".join(filter(None, (self.to, self.via and f"via {self.via}", f"metric {self.metric}")))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Everything a link should have."""
+
+    addresses: tuple[Address, ...]
+    routes: tuple[Route, ...]
+    mtu: int | None
+
+
+@dataclass(frozen=True)
+class SetLink:
+    """Bring the link up and set its MTU, where one is given."""
+
+    mtu: int | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Add (or replace) or remove an address or route."""
+
+    add: bool
+    what: Address | Route
+
+    @property
+    def text(self) -> str:
+        """For a message about its failure."""
+        kind = "address" if isinstance(self.what, Address) else "route"
+        return f"{'adding' if self.add else 'removing'} {kind} {self.what.text}"
+
+
+def wanted(interface: Interface, lease: Lease | None, index: int) -> Wanted:
+    """What the configuration and the lease together ask of the link with that index."""
+    addresses = [Address(normal(text)) for text in interface.addresses]
+    if lease:
+        addresses.append(Address(f"{lease.address}/{lease.prefix}", lease.expires))
+    routes = [Route(normal(to), via and _plain(via), _metric(to, metric)) for to, via, metric in interface.routes]
+    if interface.gateway:
+        everywhere = "::/0" if ":" in interface.gateway else "0.0.0.0/0"
+        routes.append(Route(everywhere, _plain(interface.gateway), GATEWAY_METRIC + index))
+    if lease:
+        routes += [Route(to, via, DHCP_METRIC + index, source=lease.address) for to, via in lease.routes]
+    subnets = [address.text for address in addresses]
+    unique = {(route.to, route.metric): _reachable(route, subnets) for route in reversed(routes)}
+    return Wanted(tuple(dict.fromkeys(addresses)), tuple(reversed(unique.values())), interface.mtu or (lease and lease.mtu))
+
+
+def operations(
+    link: Link, addresses: Collection[Address], routes: Collection[Route], want: Wanted
+) -> list[SetLink | Change]:
+    """What to do, in order: removals first, because removing an address takes those of its subnet with it that were
+    added later. Empty if the kernel already has everything.
+    """
+    todo: list[SetLink | Change] = []
+    mtu = want.mtu if want.mtu != link.mtu else None
+    if mtu or not link.up:
+        todo.append(SetLink(mtu))
+    keys = {_key(route) for route in want.routes}
+    present = {_key(route) for route in routes if route.ours}
+    texts = {address.text for address in want.addresses}
+    todo += [Change(add=False, what=route) for route in routes if route.ours and _key(route) not in keys]
+    todo += [Change(add=False, what=address) for address in addresses if address.ours and address.text not in texts]
+    todo += [Change(add=True, what=address) for address in want.addresses if not _has(addresses, address)]
+    todo += [Change(add=True, what=route) for route in want.routes if _key(route) not in present]
+    return todo
+
+
+def _key(route: Route) -> tuple[str, str | None, int, str | None]:
+    return route.to, route.via, route.metric, route.source
+
+
+def _has(addresses: Collection[Address], want: Address) -> bool:
+    """Whether the kernel has the address with about the lifetime that it should have."""
+    for address in addresses:
+        if address.text == want.text:
+            if address.expires is None or want.expires is None:
+                return address.expires == want.expires
+            return abs(address.expires - want.expires) <= DRIFT
+    return False
+
+
+def _reachable(route: Route, subnets: list[str]) -> Route:
+    if route.via is None or any(contains(subnet, route.via) for subnet in subnets):
+        return route
+    return Route(route.to, route.via, route.metric, route.source, onlink=True)
+
+
+def _metric(to: str, metric: int | None) -> int:
+    """The kernel's own default where none (for IPv6, where 0 means the default too) is given."""
+    return metric or _KERNEL_METRIC[family(to)]
+
+
+def family(text: str) -> int:
+    """AF_INET or AF_INET6 of an address or network."""
+    return AF_INET6 if ":" in text else AF_INET
+
+
+def _plain(address: str) -> str:
+    return inet_ntop(family(address), inet_pton(family(address), address))
+
+
+def normal(text: str) -> str:
+    """An address with a prefix length as the kernel would write it."""
+    address, _, prefix = text.partition("/")
+    return f"{_plain(address)}/{prefix}"
+
+
+def contains(subnet: str, address: str) -> bool:
+    """Whether an address is in the subnet of an interface address ("10.0.2.15/24")."""
+    base, _, prefix = subnet.partition("/")
+    if family(base) != family(address):
+        return False
+    host_bits = (32 if family(base) == AF_INET else 128) - int(prefix)
+    ours, theirs = (int.from_bytes(inet_pton(family(text), text), "big") >> host_bits for text in (base, address))
+    return ours == theirs

@@ -1,0 +1,102 @@
+"""The sockets of one link's DHCP client."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from initd.network import bpf
+from initd.network.bpf import Op
+from initd.network.dhcp import Send
+from initd.network.packet import BROADCAST, CLIENT_PORT, SERVER_PORT, Malformed, unwrap, wrap
+
+if TYPE_CHECKING:
+    import asyncio
+
+ETH_P_IP = 0x0800
+_MAX_PACKET = 4096
+# IPv4, UDP, no fragment, to port 68. A packet socket without it would wake the worker for every packet of every pod.
+_DHCP_ONLY = bpf.assemble(
+    (
+        Op(bpf.LOAD_BYTE, 9),
+        Op(bpf.EQUAL, socket.IPPROTO_UDP, false="drop"),
+        Op(bpf.LOAD_HALF, 6),
+        Op(bpf.ANY_BIT, 0x1FFF, true="drop"),
+        Op(bpf.LOAD_IP_HEADER, 0),
+        Op(bpf.LOAD_HALF_AT, 2),
+        Op(bpf.EQUAL, CLIENT_PORT, false="drop"),
+        Op(bpf.RETURN, 0xFFFF),
+        "drop",
+        Op(bpf.RETURN, 0),
+    )
+)
+_NOTHING = bpf.assemble((Op(bpf.RETURN, 0),))
+
+
+class Transport:
+    """Sends a client's messages over a link and hands it the payloads that come back while it listens."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str, receive: Callable[[bytes], None]) -> None:
+        self._loop = loop
+        self._name = name
+        self._receive = receive
+        self._packets: socket.socket | None = None
+        self._datagrams: socket.socket | None = None
+
+    def listen(self) -> None:
+        """Open the packet socket, which hears answers to an address that the link does not have yet."""
+        if self._packets:
+            return
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+        bpf.attach(sock, _DHCP_ONLY)
+        sock.bind((self._name, ETH_P_IP))
+        self._packets = sock
+        self._loop.add_reader(sock, self._read, sock)
+
+    def close(self) -> None:
+        """Stop listening; sockets cost nothing while the lease is good."""
+        if self._packets:
+            self._loop.remove_reader(self._packets)
+            self._packets.close()
+        if self._datagrams:
+            self._datagrams.close()
+        self._packets = self._datagrams = None
+
+    def send(self, message: Send) -> None:
+        """Put a message on the wire. Raises OSError, which is like a lost packet: the client tries again."""
+        self.listen()
+        if message.destination == BROADCAST:
+            assert self._packets
+            datagram = wrap(message.payload, message.source, BROADCAST)
+            self._packets.sendto(datagram, (self._name, ETH_P_IP, 0, 0, b"\xff" * 6))
+            return
+        if self._datagrams is None:
+            self._datagrams = self._unicast_socket(message.source)
+        self._datagrams.sendto(message.payload, (message.destination, SERVER_PORT))
+
+    def _unicast_socket(self, source: str) -> socket.socket:
+        """For renewals: the kernel routes and resolves. It stays open while an answer may come, so that the kernel does
+        not tell the server that the port is closed; the answer itself is read from the packet socket.
+        """
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            bpf.attach(sock, _NOTHING)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._name.encode())
+            sock.bind((source, CLIENT_PORT))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _read(self, sock: socket.socket) -> None:
+        try:
+            data, sender = sock.recvfrom(_MAX_PACKET)
+        except OSError:
+            return  # the link went away or down; netlink tells
+        if sender[2] in (socket.PACKET_OTHERHOST, socket.PACKET_OUTGOING):
+            return  # another VLAN's, or a copy of our own
+        with suppress(Malformed):  # not a DHCP answer at all: nothing to tell the client
+            self._receive(unwrap(data))

@@ -1,0 +1,179 @@
+"""The network worker: owns the links that the configuration names and keeps them as it says.
+
+It acts on three things only: a request from PID 1, a notification from the kernel, a DHCP answer or deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+from typing import Any
+
+from initd.api.types import LeaseInfo, NetworkState
+from initd.network import netlink
+from initd.network.managed import Managed, link_info, resumed
+from initd.network.monitor import Monitor
+from initd.network.netlink import LOOPBACK, Netlink
+from initd.network.plan import Interface, Link
+from initd.worker import Link as Connection
+
+_DEFAULT = (Interface(dhcp=True),)
+_LOOPBACK = Interface(name="lo")
+
+
+class Network:
+    """Every link that is owned, by index, and the state made of them."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self._monitor = Monitor()  # first, so that nothing happens unheard between the first look and the first news
+        self._netlink = Netlink()
+        self._managed: dict[int, Managed] = {}
+        self._interfaces: tuple[Interface, ...] = ()
+        self._config: dict[str, Any] = {}
+        asyncio.get_running_loop().add_reader(self._monitor.socket, self._read)
+
+    def close(self) -> None:
+        """Leave the links as they are."""
+        asyncio.get_running_loop().remove_reader(self._monitor.socket)
+        for managed in self._managed.values():
+            managed.close()
+        self._monitor.close()
+        self._netlink.close()
+
+    async def configure(self, config: dict[str, Any], lease: LeaseInfo | None = None) -> bool:
+        """Take a (new) configuration; a lease from an earlier process is asked for again instead of a new one."""
+        self._config = config
+        self._interfaces = tuple(Interface.parse(table) for table in config.get("interfaces", ())) or _DEFAULT
+        for index, managed in list(self._managed.items()):
+            if self._interface_of(managed.link) != managed.interface:
+                del self._managed[index]
+                managed.forget()
+        self._read_all({lease["link"]: lease} if lease else {})
+        return True
+
+    async def state(self) -> NetworkState:
+        """The state with every link, those included that are not owned."""
+        snapshot = self._netlink.snapshot()
+        links = [link_info(link, snapshot, managed=link.index in self._managed) for link in self._netlink.links()]
+        return {**self.summary(), "links": links}
+
+    def summary(self) -> NetworkState:
+        """The state with the owned links only."""
+        owned = sorted(self._managed.values(), key=lambda managed: (self._position(managed.interface), managed.link.index))
+        configured = [managed for managed in owned if managed.interface != _LOOPBACK]
+        leases = [managed.lease for managed in configured if managed.lease]
+        # Without a configuration a second card may well have no cable; a configured one should.
+        asked = [managed for managed in configured if managed.link.running or self._interfaces != _DEFAULT]
+        missing = [interface.text for interface in self._interfaces if not any(m.interface == interface for m in configured)]
+        return {
+            "ready": bool(asked) and not any(managed.reasons for managed in asked),
+            "reasons": [
+                *(reason for managed in owned for reason in managed.reasons),
+                *(f"{text}: no such link" for text in missing),
+            ],
+            "hostname": next((lease.hostname for lease in leases if lease.hostname), None),
+            "address": next((managed.address for managed in configured if managed.address), None),
+            "links": [managed.info for managed in owned],
+            "dns": self._config.get("dns") or list(dict.fromkeys(server for lease in leases for server in lease.dns)),
+            "ntp": self._config.get("ntp") or list(dict.fromkeys(server for lease in leases for server in lease.ntp)),
+            "lease": next((managed.lease_info for managed in configured if managed.lease), None),
+        }
+
+    def _position(self, interface: Interface) -> int:
+        return self._interfaces.index(interface) if interface in self._interfaces else -1
+
+    def _interface_of(self, link: Link) -> Interface | None:
+        """What the configuration asks of a link; one link only for each entry with a name or hardware address."""
+        for interface in self._interfaces:
+            taken = any(m.interface == interface and m.link.index != link.index for m in self._managed.values())
+            if interface.matches(link) and (interface in _DEFAULT or not taken):
+                return interface
+        return _LOOPBACK if link.index == LOOPBACK else None
+
+    def _read_all(self, leases: dict[str, LeaseInfo]) -> None:
+        links = {link.index: link for link in self._netlink.links()}
+        for index in self._managed.keys() - links.keys():
+            self._managed.pop(index).close()
+        for link in sorted(links.values(), key=lambda link: link.index):
+            self._take(link, leases.get(link.name))
+            if link.index in self._managed:
+                self._managed[link.index].reconcile()
+        self._narrow()
+        self.changed.set()
+
+    def _take(self, link: Link, lease: LeaseInfo | None = None) -> None:
+        """A link is there, as it is now."""
+        interface = self._interface_of(link)
+        managed = self._managed.get(link.index)
+        old = lease and resumed(lease)
+        if managed and (managed.interface, managed.link.name, managed.link.mac) != (interface, link.name, link.mac):
+            self._managed.pop(link.index).close()
+            old, managed = managed.lease, None
+        if managed:
+            managed.update(link)
+        elif interface:
+            managed = Managed(self._netlink, link, interface, old, self.changed)
+            self._managed[link.index] = managed
+            managed.start()
+
+    def _narrow(self) -> None:
+        named = [interface for interface in self._interfaces if interface not in _DEFAULT]
+        awaiting = any(all(m.interface != interface for m in self._managed.values()) for interface in named)
+        self._monitor.narrow(self._managed, self._netlink.port, awaiting=awaiting)
+
+    def _read(self) -> None:
+        """The kernel has news: note all of it, then bring each link that it is about in order once."""
+        touched: set[int] = set()
+        before = set(self._managed)
+        for event in self._monitor.read():
+            if event is None:
+                self._read_all({})
+                continue
+            kind, what = event
+            if isinstance(what, int):
+                touched.add(what)
+                continue
+            touched.add(what.index)
+            if kind == netlink.NEW_LINK:
+                self._take(what)
+            elif what.index in self._managed:
+                self._managed.pop(what.index).close()
+        for index in touched & self._managed.keys():
+            self._managed[index].reconcile()
+        if before != set(self._managed):
+            self._narrow()
+            self.changed.set()
+
+
+async def _publish(network: Network, connection: Connection) -> None:
+    """Tell PID 1 each state that differs from the last."""
+    told: NetworkState | None = None
+    while True:
+        await network.changed.wait()
+        network.changed.clear()
+        state = network.summary()
+        if state != told:
+            told = state
+            await connection.notify("state", state)
+
+
+async def serve(link: Connection) -> None:
+    """Run until PID 1 closes its end. An error that nothing handles ends the worker: PID 1 starts a fresh one."""
+    loop = asyncio.get_running_loop()
+    failed: asyncio.Future[None] = loop.create_future()
+
+    def fail(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not failed.done():
+            failed.set_exception(context.get("exception") or RuntimeError(context["message"]))
+
+    loop.set_exception_handler(fail)
+    with closing(Network()) as network:
+        link.handle("configure", network.configure)
+        link.handle("state", network.state)
+        tasks = {asyncio.ensure_future(link.serve()), asyncio.ensure_future(_publish(network, link)), failed}
+        done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in rest:
+            task.cancel()
+        for task in done:
+            task.result()
