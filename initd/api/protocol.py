@@ -157,6 +157,7 @@ class Decoder:
             max_array_len=limits.array,
             max_map_len=limits.map,
             max_ext_len=0,
+            ext_hook=_refuse_extension,  # one may still be empty
         )
         self._fed = 0  # bytes given to the unpacker, ever
         self._start = 0  # where the message that is being read starts
@@ -216,6 +217,11 @@ class Marker:
 def is_nonce(value: object) -> bool:
     """Say whether value is what a hello carries: 32 lowercase hexadecimal digits."""
     return isinstance(value, str) and len(value) == NONCE_DIGITS and not value.strip("0123456789abcdef")
+
+
+def _refuse_extension(code: int, _data: bytes) -> object:
+    message = f"extension type {code}"
+    raise ValueError(message)
 
 
 def _message(value: object, depth: int) -> Message:

@@ -1,0 +1,159 @@
+"""The API on a virtio-serial port: one byte stream without peers, served with the role that the command line gives.
+
+The host may go away in the middle of a frame and come back, so both sides discard until a hello with a nonce
+(initd.api.protocol). A hello starts a new session whatever was running: the host has forgotten the old one.
+
+While nothing has the port open on the host, read(2) returns 0 and poll(2) says POLLHUP (drivers/char/virtio_console.c),
+so a loop that watched it like a socket would spin. The port is watched through an epoll of its own, edge-triggered: it
+wakes when the host opens the port, and costs nothing until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from typing import TYPE_CHECKING
+
+from initd.api.protocol import HELLO, HELLO_REQUEST, ApiError, Code, Marker, is_nonce
+from initd.api.registry import Call, Method, Peer, Role
+from initd.api.session import HIGH_WATER, Api, Session
+
+if TYPE_CHECKING:
+    from initd.api.types import VersionInfo
+
+PORT_NAME = "io.initd.api"
+_READ_SIZE = 8192
+_READS_PER_TURN = 8
+_EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR | select.EPOLLET
+
+
+def find_port(name: str = PORT_NAME, ports: str = "/sys/class/virtio-ports") -> str | None:
+    """Return the device of the virtio-serial port that the host gave this name, or None. No udev has to be there."""
+    try:
+        entries = sorted(os.listdir(ports))
+    except FileNotFoundError:
+        return None
+    for entry in entries:
+        try:
+            with open(f"{ports}/{entry}/name", encoding="utf-8", errors="replace") as file:
+                if file.read().strip() == name:
+                    return f"/dev/{entry}"
+        except OSError:  # unplugged, or a console port, which has no name
+            continue
+    return None
+
+
+def open_port(device: str) -> int:
+    """Open a port for Port. Raises OSError, with EBUSY if somebody has it open."""
+    return os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+class Port:
+    """Serves the API on a non-blocking descriptor, which it owns from then on; a Line for its session."""
+
+    def __init__(self, api: Api, fd: int, role: Role, version: VersionInfo) -> None:
+        async def hello(call: Call, nonce: str) -> list[object]:  # noqa: ARG001 - the shape of a method
+            if not is_nonce(nonce):
+                raise ApiError(Code.INVALID_ARGUMENT, "hello: expected 32 lowercase hexadecimal digits")
+            return [nonce, version]
+
+        self._api = api._replace(methods={**api.methods, HELLO: Method(HELLO, Role.READER, hello)})
+        self._peer = Peer(-1, -1, -1, role, "serial port")
+        self._fd = fd
+        self._marker = Marker(HELLO_REQUEST)
+        self._session: Session | None = None  # None until a hello came
+        self._output = bytearray()
+        self._full = False
+        self._held = False
+        self._loop = asyncio.get_running_loop()
+        self._edges = select.epoll()
+        self._edges.register(fd, _EDGES)
+        self._loop.add_reader(self._edges.fileno(), self._ready)
+
+    def shut(self) -> None:
+        """Stop serving and close the descriptor."""
+        self.abort()
+        self._loop.remove_reader(self._edges.fileno())
+        self._edges.close()
+        os.close(self._fd)
+        self._fd = -1
+
+    def write(self, data: bytes) -> None:
+        """Send data."""
+        self._output += data
+        self._flush()
+        if len(self._output) > HIGH_WATER and not self._full and self._session:
+            self._full = True
+            self._session.pause()
+
+    def pending(self) -> int:
+        """Return how many bytes wait for the host."""
+        return len(self._output)
+
+    def hold(self, held: bool) -> None:
+        """Stop reading, or go on."""
+        if self._held and not held:
+            self._loop.call_soon(self._ready)  # the edge may have come meanwhile
+        self._held = held
+
+    def close(self) -> None:
+        """End the session and wait for a hello; what is kept still goes out, if the host takes it."""
+        session, self._session = self._session, None
+        self._full = self._held = False
+        if session:
+            session.close()
+
+    def abort(self) -> None:
+        """End the session, drop what is kept, and wait for a hello."""
+        self._output.clear()
+        self.close()
+
+    def _ready(self) -> None:
+        if self._fd < 0:
+            return
+        self._edges.poll(0)  # takes note of the edge; reads and writes below find out what it was
+        self._flush()
+        for _ in range(_READS_PER_TURN):
+            if self._held:
+                return
+            data = self._read()
+            if data is None:
+                return
+            self._receive(data)
+        self._loop.call_soon(self._ready)  # others first; the edge will not come again
+
+    def _read(self) -> bytes | None:
+        """Return what came, or None until the next edge."""
+        try:
+            data = os.read(self._fd, _READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError:  # unplugged, or a terminal's other side is closed
+            data = b""
+        if not data:
+            self.abort()
+            return None
+        return data
+
+    def _receive(self, data: bytes) -> None:
+        found = self._marker.feed(data)
+        if found is not None:
+            self.abort()
+            self._session = Session(self._api, self, self._peer)
+            data = found
+        if self._session:
+            self._session.receive(data)
+
+    def _flush(self) -> None:
+        try:
+            while self._output:
+                del self._output[: os.write(self._fd, self._output)]
+        except BlockingIOError:
+            pass
+        except OSError:  # nobody is there; the read that follows the edge ends the session
+            self._output.clear()
+        if self._full and len(self._output) <= HIGH_WATER // 4:
+            self._full = False
+            if self._session:
+                self._session.resume()

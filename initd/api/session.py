@@ -1,0 +1,275 @@
+"""One peer's calls: the part of the API server that is the same on a socket and on a serial line.
+
+A session takes the bytes of one peer, runs its calls side by side and writes what they give. Nothing a peer does costs
+another one time or PID 1 its memory: what comes in is bounded by REQUEST_LIMITS, how much runs by MAX_CALLS, and what
+goes out like this:
+
+- Above a line's high-water mark the session reads no more from it. A stream waits STREAM_PATIENCE for room, then drops
+  items and counts them; {"dropped": n} tells the peer as soon as there is room.
+- A response that the peer did not take within WRITE_DEADLINE (twice that at worst) ends its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from initd.api.protocol import (
+    CANCEL,
+    STREAM,
+    ApiError,
+    Code,
+    Decoder,
+    Limits,
+    Message,
+    Notification,
+    ProtocolError,
+    Request,
+    Response,
+    encode,
+)
+from initd.api.registry import Call, Role
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from initd.api.registry import Method, Peer
+    from initd.node import Node
+
+REQUEST_LIMITS = Limits(message=1 << 16, array=4096, map=1024)  # no call needs more, and PID 1's memory is what pays
+MAX_RESPONSE = 1 << 20  # bytes: what a client's decoder takes
+MAX_CALLS = 64
+HIGH_WATER = 256 << 10  # bytes that a line may hold back before its session slows down
+WRITE_DEADLINE = 10.0  # seconds
+STREAM_PATIENCE = 1.0  # seconds
+_STREAM_BURST = 64  # items after which a stream that never waits lets others run
+
+
+class Log(Protocol):
+    """The part of initd.log that the API uses."""
+
+    def info(self, event: str, **fields: object) -> object:
+        """Log what happened."""
+
+    def exception(self, event: str, failure: BaseException, **fields: object) -> object:
+        """Log a fault of our own."""
+
+
+class Line(Protocol):
+    """What a session writes to: a connection or a serial port. No method raises or blocks."""
+
+    def write(self, data: bytes) -> None:
+        """Send data, keeping what the kernel does not take at once."""
+
+    def pending(self) -> int:
+        """Return how many bytes are kept."""
+
+    def hold(self, held: bool) -> None:
+        """Stop reading, or go on."""
+
+    def close(self) -> None:
+        """End this session once what is kept is written, or a deadline is over."""
+
+    def abort(self) -> None:
+        """End this session now."""
+
+
+class Api(NamedTuple):
+    """What every session serves."""
+
+    node: Node
+    log: Log
+    methods: Mapping[str, Method]
+
+
+class Session:
+    """The calls of one peer on one line."""
+
+    def __init__(self, api: Api, line: Line, peer: Peer) -> None:
+        self._api = api
+        self._line = line
+        self._peer = peer
+        self._decoder = Decoder(REQUEST_LIMITS)
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._dropped: dict[int, int] = {}  # msgid of a stream: items dropped and not yet told
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closed = False
+        self._written = 0  # bytes, ever
+        self._response_end = 0  # what _written was after the last response
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def receive(self, data: bytes | memoryview) -> None:
+        """Act on bytes from the peer. A malformed frame gets an error under msgid 0 and ends the session."""
+        if self._closed:
+            return
+        try:
+            messages, reason = self._decoder.feed(data), ""
+        except ProtocolError as error:
+            messages, reason = list(error.messages), error.reason
+        for message in messages:
+            reason = self._handle(message) or reason
+        if reason:
+            self._refuse(0, Code.INVALID_ARGUMENT, f"protocol error: {reason}")
+            self._line.close()
+
+    def pause(self) -> None:
+        """Note that the line is above its high-water mark: a peer that does not read gets nothing more to do."""
+        self._room.clear()
+        self._line.hold(True)
+
+    def resume(self) -> None:
+        """Note that the line has room again."""
+        self._room.set()
+        self._line.hold(False)
+        for msgid in list(self._dropped):
+            self._tell_dropped(msgid)
+
+    def close(self) -> None:
+        """End every call: the line is gone."""
+        self._closed = True
+        for task in self._calls.values():
+            task.cancel()
+        if self._deadline:
+            self._deadline.cancel()
+
+    def _handle(self, message: Message) -> str:
+        """Act on one message; return what is wrong with it, if that ends the session."""
+        match message:
+            case Request(msgid) if msgid in self._calls:
+                return f"msgid {msgid} is in use"
+            case Request():
+                self._start(message)
+            case Notification(method, [int(msgid)]) if method == CANCEL and msgid in self._calls:
+                self._calls[msgid].cancel()
+            case _:
+                pass  # a cancel that came late, or something of a newer client's that wants no answer
+        return ""
+
+    def _start(self, request: Request) -> None:
+        method = self._api.methods.get(request.method)
+        role = self._peer.role
+        if role is Role.NONE:
+            self._refuse(request.msgid, Code.PERMISSION_DENIED, f"{self._peer.text} has no role on this node")
+        elif method is None:
+            self._refuse(request.msgid, Code.UNIMPLEMENTED, f"this node has no method {request.method[:80]!r}")
+        elif role < method.role:
+            wants = f"{method.name} wants the role {method.role.name.lower()}"
+            self._refuse(request.msgid, Code.PERMISSION_DENIED, f"{wants}, {self._peer.text} is {role.name.lower()}")
+        elif len(self._calls) >= MAX_CALLS:
+            self._refuse(request.msgid, Code.RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are running on this connection")
+        else:
+            task = asyncio.create_task(self._run(request, method))
+            self._calls[request.msgid] = task
+            task.add_done_callback(lambda task: self._finished(request.msgid, task))
+
+    async def _run(self, request: Request, method: Method) -> None:
+        result = None
+        error = None
+        try:
+            result = await self._invoke(request, method)
+        except ApiError as failure:
+            error = failure
+        except (Exception, SystemExit) as failure:  # noqa: BLE001 - whatever a method raises ends its call, never PID 1
+            error = self._internal(method.name, failure)
+        await self._respond(method.name, Response(request.msgid, error and error.to_wire(), result))
+
+    async def _invoke(self, request: Request, method: Method) -> object:
+        params = method.bind(request.params)
+        if method.role > Role.READER:
+            self._api.log.info("api call", method=method.name, peer=self._peer.text)
+        running = method.function(Call(self._api.node, self._peer), *params)
+        if not method.streaming:
+            return await running
+        await self._pump(request.msgid, running)
+        return None
+
+    async def _pump(self, msgid: int, items: AsyncGenerator[object, None]) -> None:
+        count = 0
+        async with aclosing(items):
+            async for item in items:
+                if not self._room.is_set() and msgid not in self._dropped:
+                    await self._wait_for_room(STREAM_PATIENCE)
+                if self._room.is_set():
+                    self._send(_frame(Notification(STREAM, [msgid, item])))
+                else:
+                    self._dropped[msgid] = self._dropped.get(msgid, 0) + 1
+                count += 1
+                if count % _STREAM_BURST == 0:
+                    await asyncio.sleep(0)
+        self._tell_dropped(msgid)
+
+    def _tell_dropped(self, msgid: int) -> None:
+        dropped = self._dropped.pop(msgid, 0)
+        if dropped:
+            self._send(encode(Notification(STREAM, [msgid, {"dropped": dropped}])))
+
+    async def _respond(self, name: str, response: Response) -> None:
+        try:
+            data = _frame(response)
+        except ApiError as failure:
+            data = encode(Response(response.msgid, failure.to_wire(), None))
+        except (TypeError, ValueError, OverflowError) as failure:  # the method's result is not plain data
+            data = encode(Response(response.msgid, self._internal(name, failure).to_wire(), None))
+        if await self._wait_for_room(WRITE_DEADLINE):
+            self._send(data)
+            self._response_end = self._written
+            self._watch()
+        else:
+            self._line.abort()
+
+    def _finished(self, msgid: int, task: asyncio.Task[None]) -> None:
+        """Forget a call. Cancellation is answered here: a task cancelled before its first step runs no code of its."""
+        del self._calls[msgid]
+        self._dropped.pop(msgid, None)
+        if task.cancelled():
+            self._refuse(msgid, Code.CANCELLED, "the call was cancelled")
+        elif failure := task.exception():
+            self._internal("session", failure)
+
+    async def _wait_for_room(self, seconds: float) -> bool:
+        if self._room.is_set():
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._room.is_set():  # the first to be woken may have filled it again
+                    await self._room.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _watch(self) -> None:
+        """Make sure that the last response leaves within the deadline."""
+        if self._line.pending() and not self._deadline and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(WRITE_DEADLINE, self._check, self._response_end)
+
+    def _check(self, response_end: int) -> None:
+        self._deadline = None
+        gone = self._written - self._line.pending()
+        if gone < response_end:
+            self._line.abort()
+        elif gone < self._response_end:
+            self._watch()
+
+    def _internal(self, name: str, failure: BaseException) -> ApiError:
+        log = self._api.log
+        log.exception("api call failed", failure, method=name, peer=self._peer.text)  # noqa: LOG004, PLE1205 - our own log
+        return ApiError(Code.INTERNAL, f"{name}: {type(failure).__name__}: {failure}")
+
+    def _refuse(self, msgid: int, code: Code, message: str) -> None:
+        self._send(encode(Response(msgid, ApiError(code, message).to_wire(), None)))
+
+    def _send(self, data: bytes) -> None:
+        if not self._closed:
+            self._written += len(data)
+            self._line.write(data)
+
+
+def _frame(message: Message) -> bytes:
+    data = encode(message)
+    if len(data) > MAX_RESPONSE:
+        found = f"the answer has {len(data)} bytes, more than {MAX_RESPONSE}"
+        raise ApiError(Code.RESOURCE_EXHAUSTED, f"{found}: ask for less")
+    return data
