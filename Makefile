@@ -1,0 +1,43 @@
+# Everything that a person does with a clone. `make help` lists it.
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup image boot test lint bench lock fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what this machine lacks (Debian packages, Python packages, native extension)
+	@python3 rootfs/host.py
+
+image: setup ## build kernel, initramfs and disk into the cache and print where they are
+	@$(PYTHON) -m rootfs image
+
+boot: setup ## boot a node in QEMU and watch it; Ctrl-C powers it off
+	@$(PYTHON) -m rootfs image >/dev/null
+	@$(PYTHON) -m qemu boot --live $(ARGS)
+
+test: setup ## run linters, unit, namespace and VM tests
+	@$(PYTHON) -m rootfs image >/dev/null
+	@$(SUDO) $(PYTHON) -m pytest tests/unit tests/namespace tests/vm $(ARGS)
+
+lint: setup ## run ruff, mypy --strict, codespell and the C warnings alone
+	@$(PYTHON) -m pytest tests/unit/test_linters.py -q $(ARGS)
+
+bench: setup ## measure the boot against a bare C init, memory, CPU and sizes; prints a table
+	@$(PYTHON) -m rootfs image >/dev/null
+	@$(PYTHON) -m tests.bench $(ARGS)
+
+fuzz: setup ## feed random frames to the API's decoder and sessions for a minute
+	@$(PYTHON) -m tests.fuzz.protocol $(ARGS)
+
+lock: setup ## renew the locks of Debian, Go and Python packages
+	@$(PYTHON) -m rootfs lock
+
+clean: ## remove what is built in the clone; the cache stays
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis initd/_native.*.so
+	@find . -name __pycache__ -prune -exec rm -rf {} +
