@@ -1,0 +1,108 @@
+"""gRPC to containerd's Unix socket: every call has a deadline and every failure is one ApiError that says where."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
+from grpclib.client import Channel
+from grpclib.const import Cardinality
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+from initd.api.protocol import ApiError, Code
+from initd.containers.messages import MESSAGES, Message, Rpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from grpclib.client import Stream
+
+SOCKET = "/run/containerd/containerd.sock"
+CALL_SECONDS = 30.0
+RETRY_SECONDS = 0.05
+
+
+class Containerd:
+    """One connection, made at the first call and again after containerd came back from a restart."""
+
+    def __init__(self, path: str = SOCKET) -> None:
+        self.path = path
+        self._channel: Channel | None = None
+
+    async def reach(self, seconds: float) -> None:
+        """Wait until something accepts connections on the socket; raises UNAVAILABLE after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                # Nothing announces that a socket has begun to listen.
+                while (reason := self._refusal()) is not None:  # noqa: ASYNC110
+                    await asyncio.sleep(RETRY_SECONDS)
+        except TimeoutError:
+            text = f"containerd: not reachable at {self.path} within {seconds:g} s: {reason}"
+            raise ApiError(Code.UNAVAILABLE, text) from None
+
+    def _refusal(self) -> str | None:
+        """Try a connection: that the socket is there says nothing, a containerd that died leaves its own behind."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+            try:
+                probe.connect(self.path)
+            except OSError as error:
+                return error.strerror or str(error)
+        return None
+
+    async def call(
+        self, rpc: Rpc, fields: Mapping[str, object] | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Message:
+        """One unary call; `fields` fill the request. Raises ApiError with the code that the server gave."""
+        async with self.stream(rpc, metadata, CALL_SECONDS, Cardinality.UNARY_UNARY) as stream:
+            await stream.send_message(MESSAGES[rpc.request](**(fields or {})), end=True)
+            return await received(stream, rpc)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        rpc: Rpc,
+        metadata: Mapping[str, str] | None,
+        seconds: float,
+        cardinality: Cardinality = Cardinality.STREAM_STREAM,
+    ) -> AsyncIterator[Stream[Message, Message]]:
+        """A call to send and receive messages on, all of it within `seconds`; raises ApiError as `call` does."""
+        self._channel = self._channel or Channel(path=self.path)
+        request = self._channel.request(
+            rpc.path, cardinality, MESSAGES[rpc.request], MESSAGES[rpc.reply], metadata=metadata
+        )
+        with _errors(rpc.path.lstrip("/"), self.path, seconds):
+            # grpclib's own timeout does not cover a server that accepts and never answers the connection preface.
+            async with asyncio.timeout(seconds), request as stream:
+                yield stream
+
+    def close(self) -> None:
+        """Drop the connection, if there is one."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+async def received(stream: Stream[Message, Message], rpc: Rpc) -> Message:
+    """The next message of a call; raises ApiError if the server ended the call without one and without an error."""
+    reply = await stream.recv_message()
+    if reply is None:
+        await stream.recv_trailing_metadata()  # raises what the server ended the call with, unless that was OK
+        raise ApiError(Code.INTERNAL, f"containerd: {rpc.path.lstrip('/')}: ended without an answer")
+    return reply
+
+
+@contextmanager
+def _errors(what: str, path: str, seconds: float) -> Iterator[None]:
+    try:
+        yield
+    except GRPCError as error:
+        raise ApiError(Code[error.status.name], f"containerd: {what}: {error.message}") from error
+    except TimeoutError as error:
+        raise ApiError(Code.DEADLINE_EXCEEDED, f"containerd: {what}: no answer within {seconds:g} s") from error
+    except (OSError, StreamTerminatedError, ProtocolError) as error:
+        raise ApiError(Code.UNAVAILABLE, f"containerd: {what}: {path}: {error}") from error
+    except DecodeError as error:
+        raise ApiError(Code.INTERNAL, f"containerd: {what}: the answer is not the message expected: {error}") from error

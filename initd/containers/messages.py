@@ -1,0 +1,130 @@
+"""The few gRPC calls and messages that initd needs of containerd and of CRI, built at run time from one table.
+
+Field numbers and types are those of containerd's API 1.12 (services content, images, leases; types.Descriptor) and
+of the Kubernetes CRI, runtime.v1. A message's own name never travels, so names here only need to be unique; enums
+travel as int32. Fields left out are skipped by the decoder, as protobuf wants of unknown fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+
+# Message: "name number type" of each field; `*type` is repeated, `map` is map<string, string>.
+FIELDS: dict[str, str] = {
+    "Empty": "",
+    "FieldMask": "paths 1 *string",
+    # containerd.types and containerd.services.{content,images,leases}.v1
+    "Descriptor": "media_type 1 string, digest 2 string, size 3 int64, annotations 5 map",
+    "WriteContentRequest": (
+        "action 1 int32, ref 2 string, total 3 int64, expected 4 string, offset 5 int64, data 6 bytes, labels 7 map"
+    ),
+    "WriteContentResponse": "action 1 int32, offset 4 int64, total 5 int64, digest 6 string",
+    "StoredImage": "name 1 string, labels 2 map, target 3 Descriptor",
+    "GetImageRequest": "name 1 string",
+    "StoreImageRequest": "image 1 StoredImage, update_mask 2 FieldMask",
+    "StoreImageResponse": "image 1 StoredImage",
+    "CreateLeaseRequest": "id 1 string, labels 3 map",
+    "DeleteLeaseRequest": "id 1 string",
+    # runtime.v1
+    "ImageSpec": "image 1 string, user_specified_image 18 string",
+    "Image": "id 1 string, repo_tags 2 *string, repo_digests 3 *string, size 4 uint64, pinned 8 bool",
+    "ListImagesResponse": "images 1 *Image",
+    "ImageStatusRequest": "image 1 ImageSpec",
+    "ImageStatusResponse": "image 1 Image",
+    "PodSandboxMetadata": "name 1 string, uid 2 string, namespace 3 string, attempt 4 uint32",
+    "PodSandbox": "id 1 string, metadata 2 PodSandboxMetadata, state 3 int32, created_at 4 int64",
+    "ListPodSandboxResponse": "items 1 *PodSandbox",
+    "PodSandboxStatusRequest": "pod_sandbox_id 1 string",
+    "PodSandboxNetworkStatus": "ip 1 string",
+    "PodSandboxStatus": "id 1 string, network 5 PodSandboxNetworkStatus",
+    "PodSandboxStatusResponse": "status 1 PodSandboxStatus",
+    "ContainerMetadata": "name 1 string, attempt 2 uint32",
+    "Container": (
+        "id 1 string, pod_sandbox_id 2 string, metadata 3 ContainerMetadata, image 4 ImageSpec, state 6 int32, "
+        "created_at 7 int64"
+    ),
+    "ListContainersResponse": "containers 1 *Container",
+    "ContainerStatusRequest": "container_id 1 string",
+    "ContainerStatus": (
+        "id 1 string, state 3 int32, created_at 4 int64, started_at 5 int64, finished_at 6 int64, exit_code 7 int32, "
+        "image 8 ImageSpec, reason 10 string"
+    ),
+    "ContainerStatusResponse": "status 1 ContainerStatus",
+}
+
+Message = Any  # the classes exist only at run time, so no checker knows their fields
+
+
+class WriteAction(IntEnum):
+    """containerd.services.content.v1.WriteAction."""
+
+    WRITE = 1
+    COMMIT = 2
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """One gRPC method: its path and the names of the messages that go in and out."""
+
+    path: str
+    request: str
+    reply: str
+
+
+_CONTENT, _IMAGES, _LEASES = (
+    f"/containerd.services.{s}" for s in ("content.v1.Content", "images.v1.Images", "leases.v1.Leases")
+)
+WRITE = Rpc(f"{_CONTENT}/Write", "WriteContentRequest", "WriteContentResponse")
+CREATE_IMAGE = Rpc(f"{_IMAGES}/Create", "StoreImageRequest", "StoreImageResponse")
+UPDATE_IMAGE = Rpc(f"{_IMAGES}/Update", "StoreImageRequest", "StoreImageResponse")
+GET_IMAGE = Rpc(f"{_IMAGES}/Get", "GetImageRequest", "StoreImageResponse")
+CREATE_LEASE = Rpc(f"{_LEASES}/Create", "CreateLeaseRequest", "Empty")
+DELETE_LEASE = Rpc(f"{_LEASES}/Delete", "DeleteLeaseRequest", "Empty")
+IMAGE_STATUS = Rpc("/runtime.v1.ImageService/ImageStatus", "ImageStatusRequest", "ImageStatusResponse")
+LIST_IMAGES = Rpc("/runtime.v1.ImageService/ListImages", "Empty", "ListImagesResponse")
+LIST_PODS = Rpc("/runtime.v1.RuntimeService/ListPodSandbox", "Empty", "ListPodSandboxResponse")
+POD_STATUS = Rpc("/runtime.v1.RuntimeService/PodSandboxStatus", "PodSandboxStatusRequest", "PodSandboxStatusResponse")
+LIST_CONTAINERS = Rpc("/runtime.v1.RuntimeService/ListContainers", "Empty", "ListContainersResponse")
+CONTAINER_STATUS = Rpc(
+    "/runtime.v1.RuntimeService/ContainerStatus", "ContainerStatusRequest", "ContainerStatusResponse"
+)
+
+
+def _add_field(message: Any, name: str, number: int, kind: str) -> None:
+    """Append one field to a DescriptorProto; a map becomes the entry message that protobuf encodes it as."""
+    field = message.field.add(name=name, number=number, label=FieldDescriptorProto.LABEL_OPTIONAL)
+    if kind == "map":
+        entry = message.nested_type.add(name="".join(part.capitalize() for part in name.split("_")) + "Entry")
+        entry.options.map_entry = True
+        _add_field(entry, "key", 1, "string")
+        _add_field(entry, "value", 2, "string")
+        kind = f"*{message.name}.{entry.name}"
+    if kind.startswith("*"):
+        field.label = FieldDescriptorProto.LABEL_REPEATED
+        kind = kind[1:]
+    if kind.islower():
+        field.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
+    else:
+        field.type = FieldDescriptorProto.TYPE_MESSAGE
+        field.type_name = f".initd.{kind}"
+
+
+def _build() -> dict[str, Message]:
+    file = FileDescriptorProto(name="initd.proto", package="initd", syntax="proto3")
+    for name, fields in FIELDS.items():
+        message = file.message_type.add(name=name)
+        for text in filter(None, fields.split(", ")):
+            field, number, kind = text.split()
+            _add_field(message, field, int(number), kind)
+    pool = DescriptorPool()
+    pool.Add(file)
+    return {name: GetMessageClass(pool.FindMessageTypeByName(f"initd.{name}")) for name in FIELDS}
+
+
+MESSAGES = _build()

@@ -1,0 +1,137 @@
+"""The devices worker: loads the modules that the hardware asks for, and tells PID 1 of devices and the power button.
+
+It sleeps in the kernel's uevent socket and the power buttons' devices, and polls nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from structlog import get_logger
+
+from initd import native
+from initd.api.protocol import ApiError, Code
+from initd.devices import aliases, buttons
+from initd.devices.disks import disks
+from initd.devices.uevents import Uevent, Uevents, UeventsLostError
+
+if TYPE_CHECKING:
+    from initd.api.types import DiskInfo
+    from initd.worker import Link
+
+REPORTED = frozenset({"block", "net", "virtio-ports"})
+ALIAS_LIMIT = 4096  # libkmod's
+log = get_logger()
+
+
+async def serve(link: Link) -> None:
+    """Coldplug, then hotplug, until PID 1 closes its end.
+
+    Sends `settled` after a walk of sysfs that loads what is missing: at the start, and again if uevents were lost, so
+    PID 1 looks afresh for what it waits for whenever it comes. Sends `device` and `power_button` as they happen, and
+    answers `disks []` and `modprobe [alias]`.
+    """
+    devices = Devices(link)
+
+    async def modprobe(alias: object) -> list[str]:
+        if not isinstance(alias, str) or not 0 < len(alias) <= ALIAS_LIMIT or "\0" in alias:
+            raise ApiError(Code.INVALID_ARGUMENT, f"modprobe: alias: {alias!r}, expected a module's name or alias")
+        try:
+            return native.load_module(alias)
+        except OSError as error:
+            raise ApiError(Code.FAILED_PRECONDITION, str(error)) from error
+
+    async def list_disks() -> list[DiskInfo]:
+        return await asyncio.to_thread(disks)  # a disk that hangs must not hold up hotplug or the power button
+
+    link.handle("modprobe", modprobe)
+    link.handle("disks", list_disks)
+    async with asyncio.TaskGroup() as group:
+        hotplug = group.create_task(devices.run(group))
+        await link.serve()
+        hotplug.cancel()
+        devices.stop()
+
+
+class Devices:
+    """What was loaded so far, and the power buttons being watched."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._uevents = Uevents()  # before the walk: what appears during it must not be missed
+        self._tried: set[str] = set()
+        self._buttons: dict[str, asyncio.Task[None]] = {}
+
+    def stop(self) -> None:
+        """Stop watching the buttons."""
+        for task in list(self._buttons.values()):
+            task.cancel()
+
+    async def run(self, group: asyncio.TaskGroup) -> None:
+        """Coldplug, then take uevents as they come, for ever."""
+        await self._coldplug(group)
+        while True:
+            await self._uevents.wait()
+            await self._take_uevents(group)
+
+    async def _coldplug(self, group: asyncio.TaskGroup) -> None:
+        """Walk sysfs until it asks for nothing new: a bus that a module drives shows its devices only then."""
+        started = time.monotonic()
+        modules = 0
+        while not self._tried.issuperset(found := aliases.walk()):
+            for alias in found:
+                modules += self._load(alias)
+                await asyncio.sleep(0)  # so that requests are answered between two modules
+        self._watch_buttons(group)
+        milliseconds = round((time.monotonic() - started) * 1000, 1)
+        log.info("devices settled", modules=modules, devices=len(found), milliseconds=milliseconds)
+        summary = {"modules": modules, "devices": len(found), "milliseconds": milliseconds}
+        await self._link.notify("settled", summary)
+
+    async def _take_uevents(self, group: asyncio.TaskGroup) -> None:
+        try:
+            for event in self._uevents.pending():
+                await self._take(event, group)
+        except UeventsLostError:
+            log.warning("uevents lost, walking sysfs again")
+            await self._coldplug(group)
+
+    async def _take(self, event: Uevent, group: asyncio.TaskGroup) -> None:
+        if event.action in ("add", "bind") and event.modalias:
+            self._load(event.modalias)
+        if event.subsystem == "input":
+            self._watch_buttons(group)
+        if event.subsystem in REPORTED:
+            fields = ("action", "subsystem", "devpath", "devname")
+            await self._link.notify("device", {field: getattr(event, field) for field in fields})
+
+    def _load(self, alias: str) -> int:
+        """Load what drives `alias`, once; returns how many modules that were."""
+        if alias in self._tried:
+            return 0
+        self._tried.add(alias)
+        try:
+            return len(native.load_module(alias))
+        except OSError as error:
+            # A driver that finds its hardware absent or disabled says so by failing: the others are loaded all the same.
+            log.warning("module not loaded", alias=alias[:200], error=str(error))
+            return 0
+
+    def _watch_buttons(self, group: asyncio.TaskGroup) -> None:
+        for name in buttons.find():
+            if name not in self._buttons:
+                self._buttons[name] = group.create_task(self._watch_button(name))
+
+    async def _watch_button(self, name: str) -> None:
+        async def pressed() -> None:
+            log.info("power button pressed", device=name)
+            await self._link.notify("power_button")
+
+        try:
+            await buttons.watch(f"/dev/input/{name}", pressed)
+        except OSError as error:
+            log.warning("power button not watched", device=name, error=error.strerror)
+        finally:
+            self._buttons.pop(name, None)
