@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import os
 
 FIRST = 0.1
 LONGEST = 30.0
@@ -23,7 +23,7 @@ class Backoff:
         """
         self.failures = 1 if lived >= HEALTHY else self.failures + 1
         longest: float = min(FIRST * 2.0 ** min(self.failures - 1, 32), LONGEST)
-        return longest * random.uniform(0.8, 1.0)  # noqa: S311 jitter needs no secrecy
+        return longest * (1.0 - 0.2 * os.urandom(1)[0] / 256)
 
     @property
     def looping(self) -> bool:
