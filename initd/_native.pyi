@@ -1,6 +1,5 @@
 """The compiled module that native/build.py makes, as `initd.native` sees it. C data has no Python type: it is `object`."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 class FFI(Protocol):
@@ -8,7 +7,7 @@ class FFI(Protocol):
     @property
     def errno(self) -> int: ...
     def new(self, kind: str, init: object = ...) -> Any: ...
-    def buffer(self, data: object, size: int) -> Sequence[Any]: ...
+    def buffer(self, data: object, size: int) -> Any: ...
 
 class Lib(Protocol):
     # Every number that build.py's CONSTANTS and initd.h's enum name.

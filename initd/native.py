@@ -277,7 +277,9 @@ def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
     envp, _envp = _strings("env", [f"{name}={value}" for name, value in spec.env.items()])
     cwd = ffi.new("char[]", _text("cwd", spec.cwd))
     descriptors = ffi.new("struct initd_descriptor[]", [(child, parent, -1) for child, parent in spec.fds.items()])
-    limits = ffi.new("struct initd_limit[]", [(kind, _limit(soft), _limit(hard)) for kind, (soft, hard) in spec.rlimits.items()])
+    limits = ffi.new(
+        "struct initd_limit[]", [(kind, _limit(soft), _limit(hard)) for kind, (soft, hard) in spec.rlimits.items()]
+    )
     score = ffi.NULL if spec.oom_score_adj is None else ffi.new("char[]", str(spec.oom_score_adj).encode())
     raw = {
         "argv": argv, "envp": envp, "cwd": cwd, "cgroup": spec.cgroup, "namespaces": int(spec.namespaces),

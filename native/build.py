@@ -23,7 +23,8 @@ HERE = Path(__file__).resolve().parent
 FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", f"-ffile-prefix-map={HERE}=native")
 STRIP = ("-s", "-Wl,--gc-sections", "-Wl,-z,relro,-z,now")
 EXTENSION_SOURCES = ("initd.c", "spawn.c", "libraries.c")
-PROGRAMS = ("stage1", "pause", "web", "probe")
+IMAGES = ("pause", "web", "probe")
+PROGRAMS = ("stage1", *IMAGES)
 
 # libc's own calls, as Python calls them.
 LIBC = """
@@ -85,7 +86,7 @@ def declarations() -> str:
 def extension(directory: Path) -> Path:
     """Build initd._native for the running Python. cffi's own compile() would need setuptools, which 3.12 dropped."""
     try:
-        from cffi import FFI  # noqa: PLC0415 - the other commands work without cffi
+        from cffi import FFI  # type: ignore[import-untyped]  # noqa: PLC0415 - the other commands work without cffi
     except ImportError:
         sys.exit(f"build.py: {sys.executable} has no cffi (pip install cffi, or Debian: apt install python3-cffi)")
     builder = FFI()
@@ -103,7 +104,10 @@ def extension(directory: Path) -> Path:
 
 
 def entry(output: Path) -> None:
-    """Build /sbin/init. The whole static library goes in: extension modules use parts that the interpreter does not."""
+    """Build /sbin/init. The whole static library goes in: extension modules use parts that the interpreter does not.
+
+    Debian compiles that library for a fixed address, as it does its own python3, which also spares PID 1 the relocations.
+    """
     library = Path(sysconfig.get_config_var("LIBPL"), f"libpython{sysconfig.get_config_var('LDVERSION')}.a")
     if not library.exists():
         sys.exit(f"build.py: {library} is missing (Debian: apt install libpython3-dev)")
@@ -111,7 +115,7 @@ def entry(output: Path) -> None:
     needs = " ".join(sysconfig.get_config_var(name) or "" for name in ("MODLIBS", "LIBS", "SYSLIBS")).split()
     others = [flag for flag in dict.fromkeys(needs) if flag.startswith("-l")]
     include = (f"-I{sysconfig.get_path('include')}", f"-I{sysconfig.get_path('platinclude')}")
-    compile_to(output, *include, HERE / "entry.c", "-rdynamic", *whole, *others, *STRIP)
+    compile_to(output, *include, HERE / "entry.c", HERE / "sha2.c", "-fno-pie", "-no-pie", "-rdynamic", *whole, *others, *STRIP)
 
 
 def program(name: str, output: Path) -> None:
@@ -121,13 +125,13 @@ def program(name: str, output: Path) -> None:
 
 def images(directory: Path) -> None:
     """Build the archives of the pod programs; see oci.py."""
-    from oci import Image, write  # noqa: PLC0415 - a neighbour file, only needed here
+    from oci import File, Image, write  # type: ignore[import-not-found]  # noqa: PLC0415 - a neighbour, found by path
 
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("pause", "web", "probe"):
+        for name in IMAGES:
             binary = Path(scratch, name)
             program(name, binary)
-            write(directory / f"{name}.tar", Image(f"initd.local/{name}:1", {f"/{name}": binary.read_bytes()}, (f"/{name}",)))
+            write(directory / f"{name}.tar", Image(f"initd.local/{name}:1", {f"/{name}": File(binary, 0o755)}, (f"/{name}",)))
 
 
 def main() -> None:

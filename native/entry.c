@@ -1,0 +1,87 @@
+/*
+ * /sbin/init: CPython embedded, running initd.__main__.main() with this program's arguments.
+ *
+ * Isolated: neither the environment nor a site module nor the current directory changes what is imported, and nothing is
+ * written. See "Python Initialization Configuration" in Python's C API manual.
+ */
+#include <Python.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/reboot.h>
+#include <time.h>
+#include <unistd.h>
+
+#define STRINGIFY(x) #x
+#define TEXT(x) STRINGIFY(x)
+#define VERSION TEXT(PY_MAJOR_VERSION) "." TEXT(PY_MINOR_VERSION)
+#define REBOOT_DELAY 10 /* seconds to read the message */
+
+/* Not run_module: that imports runpy and importlib.util first, a third of the interpreter's own start. */
+#define COMMAND L"from initd.__main__ import main\nraise SystemExit(main())\n"
+#define LIBRARY L"/usr/lib/python" VERSION
+
+static const wchar_t *const search_paths[] = {L"/usr/lib/initd/python", LIBRARY, LIBRARY "/lib-dynload"};
+
+/* PID 1 must not return, for that is a kernel panic without a reason: say the reason, leave time to read it, reboot. */
+static int end(int status, const char *reason) {
+    char line[600];
+    if (getpid() != 1) {
+        if (reason)
+            fprintf(stderr, "init: %s\n", reason);
+        return status;
+    }
+    snprintf(line, sizeof line, "\r\ninitd: %s (status %d); reboot in %d s\r\n", reason ? reason : "PID 1 ended", status,
+             REBOOT_DELAY);
+    int console = open("/dev/console", O_WRONLY | O_NOCTTY);
+    if (console < 0 || write(console, line, strlen(line)) < 0)
+        fputs(line, stderr);
+    struct timespec rest = {.tv_sec = REBOOT_DELAY};
+    while (nanosleep(&rest, &rest) < 0)
+        continue;
+    sync();
+    reboot(RB_AUTOBOOT);
+    for (;;)
+        pause();
+}
+
+static PyStatus configure(PyConfig *config, int argc, char **argv) {
+    PyPreConfig before;
+    PyPreConfig_InitIsolatedConfig(&before);
+    before.utf8_mode = 1; /* there is no locale: file names and arguments are bytes that are mostly UTF-8 */
+    PyStatus status = Py_PreInitialize(&before);
+    PyConfig_InitIsolatedConfig(config);
+    config->site_import = 0;
+    config->write_bytecode = 0;
+    config->pathconfig_warnings = 0;
+    config->install_signal_handlers = 0; /* PID 1 reads signals from a descriptor */
+    config->parse_argv = 0;
+    config->module_search_paths_set = 1;
+    for (size_t i = 0; !PyStatus_Exception(status) && i < sizeof search_paths / sizeof search_paths[0]; i++)
+        status = PyWideStringList_Append(&config->module_search_paths, search_paths[i]);
+    if (!PyStatus_Exception(status))
+        status = PyConfig_SetBytesArgv(config, argc, argv);
+    if (!PyStatus_Exception(status))
+        status = PyConfig_SetString(config, &config->executable, L"/sbin/init");
+    if (!PyStatus_Exception(status))
+        status = PyConfig_SetString(config, &config->home, L"/usr");
+    if (!PyStatus_Exception(status)) /* where frozen modules say that they come from */
+        status = PyConfig_SetString(config, &config->stdlib_dir, LIBRARY);
+    if (!PyStatus_Exception(status))
+        status = PyConfig_SetString(config, &config->run_command, COMMAND);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    PyConfig config;
+    PyStatus status = configure(&config, argc, argv);
+    if (!PyStatus_Exception(status))
+        status = Py_InitializeFromConfig(&config);
+    PyConfig_Clear(&config);
+    if (PyStatus_IsExit(status))
+        return end(status.exitcode, NULL);
+    if (PyStatus_Exception(status))
+        return end(1, status.err_msg ? status.err_msg : "Python could not start");
+    return end(Py_RunMain(), NULL);
+}
