@@ -5,8 +5,10 @@ from __future__ import annotations
 import array
 import socket
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _SO_ATTACH_FILTER = 26
 # Operation codes (linux/bpf_common.h); a load goes to A, or from packet offset X + k with _AT.

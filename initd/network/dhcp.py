@@ -17,14 +17,17 @@ retransmits after 4 s at the earliest, and its decoder fails on options of unexp
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from socket import inet_aton
+from typing import TYPE_CHECKING
 
 from initd.network import packet
-from initd.network.lease import Lease, Refused, judge
-from initd.network.packet import ANY, BROADCAST, Kind, Malformed, Message, Option
+from initd.network.lease import Lease, RefusedError, judge
+from initd.network.packet import ANY, BROADCAST, Kind, MalformedError, Message, Option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SLOWEST = 64.0  # seconds between two tries at most
 TRIES = 4  # of a REQUEST, before everything starts over
@@ -109,21 +112,26 @@ class Client:
         """Do what is due; safe to call early."""
         if self.deadline is None or now < self.deadline:
             return []
-        if self._drop_expired(now) and self.state not in (State.INIT, State.SELECTING, State.REQUESTING):
-            return self._enter(State.SELECTING, now)
+        expired = self._drop_expired(now)
+        if self.state is State.INIT:
+            self.deadline = None
+            return []
+        following = self._following(now, expired=expired)
+        return self._enter(following, now) if following else self._transmit(now)
+
+    def _following(self, now: float, *, expired: bool) -> State | None:
+        """The state to go to at a deadline, or None to try again in this one."""
         match self.state:
-            case State.INIT:
-                self.deadline = None
-                return []
+            case State.BOUND | State.RENEWING | State.REBINDING | State.REBOOTING if expired:
+                return State.SELECTING
             case State.BOUND:
-                return self._enter(State.RENEWING, now)
+                return State.RENEWING
             case State.RENEWING if self.lease and now >= self.lease.rebind:
-                return self._enter(State.REBINDING, now)
+                return State.REBINDING
             case State.REQUESTING | State.REBOOTING if self._tries >= TRIES:
                 self.problem = "the DHCP server does not acknowledge"
-                return self._enter(State.SELECTING, now)
-            case _:
-                return self._transmit(now)
+                return State.SELECTING
+        return None
 
     def receive(self, payload: bytes, now: float) -> list[Send]:
         """Take a UDP payload from a server; anything that is not for this client and state is ignored."""
@@ -134,7 +142,7 @@ class Client:
             if message.xid != self._xid or message.mac != self._mac:
                 return []
             return self._answer(message, now)
-        except (Malformed, Refused) as error:
+        except (MalformedError, RefusedError) as error:
             self.problem = f"DHCP answer refused: {error}"
             return []
 
@@ -163,7 +171,8 @@ class Client:
 
     def _start_over(self, message: Message, now: float) -> list[Send]:
         text = message.options.get(Option.MESSAGE, b"").decode("ascii", "replace")
-        self.problem = f"the DHCP server refused the address: {text if text.isprintable() and text else 'no reason given'}"
+        reason = text if text.isprintable() and text else "no reason given"
+        self.problem = f"the DHCP server refused the address: {reason}"
         self.lease = None
         self.since = now
         self._refusals += 1
@@ -211,7 +220,7 @@ class Client:
         return [self._message(now)]
 
     def _message(self, now: float) -> Send:
-        options = {
+        options: dict[int, bytes] = {
             Option.CLIENT_ID: b"\x01" + self._mac,
             Option.PARAMETERS: _PARAMETERS,
             Option.MAX_SIZE: (1472).to_bytes(2, "big"),

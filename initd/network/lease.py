@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from socket import inet_ntoa
+from typing import TYPE_CHECKING
 
 from initd.network.packet import Message, Option
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SHORTEST = 5  # seconds; renewing more often than every two seconds would be a loop
 SMALLEST_MTU = 576  # RFC 791: what every host must accept; less is an attack or a typing error
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """An offer or acknowledgement that must not be used; the text says why."""
 
 
@@ -45,17 +48,17 @@ class Lease:
 def judge(message: Message, requested: float) -> Lease:
     """The lease in an OFFER or ACK to a request sent at `requested` (the lease runs from there: RFC 2131 4.4.1).
 
-    Raises Refused.
+    Raises RefusedError.
     """
     options = message.options
     server = options.get(Option.SERVER_ID, b"")
     if len(server) != 4 or not any(server):
-        raise Refused("it names no server")
+        raise RefusedError("it names no server")
     seconds = _number(options.get(Option.LEASE_TIME, b""))
     if seconds is None:
-        raise Refused("it has no lease time")
+        raise RefusedError("it has no lease time")
     if seconds < SHORTEST:
-        raise Refused(f"its lease time is {seconds} s, at least {SHORTEST} are needed")
+        raise RefusedError(f"its lease time is {seconds} s, at least {SHORTEST} are needed")
     prefix = _prefix(options.get(Option.SUBNET_MASK, b""))
     _check_address(message.yours, prefix)
     renew, rebind = _timers(seconds, options)
@@ -82,12 +85,12 @@ def _number(value: bytes) -> int | None:
 def _prefix(mask: bytes) -> int:
     """A netmask's prefix length."""
     if len(mask) != 4:
-        raise Refused("it has no subnet mask")
+        raise RefusedError("it has no subnet mask")
     inverse = ~int.from_bytes(mask, "big") & 0xFFFFFFFF
     if inverse & (inverse + 1):
-        raise Refused(f"{inet_ntoa(mask)} is no subnet mask")
+        raise RefusedError(f"{inet_ntoa(mask)} is no subnet mask")
     if not any(mask):
-        raise Refused("its subnet is the whole internet (/0)")
+        raise RefusedError("its subnet is the whole internet (/0)")
     return 32 - inverse.bit_length()
 
 
@@ -95,10 +98,10 @@ def _check_address(address: bytes, prefix: int) -> None:
     """Only an address that one host can have: no network, broadcast, loopback, multicast or reserved one."""
     text = inet_ntoa(address)
     if address[0] in (0, 127) or address[0] >= 224:
-        raise Refused(f"{text} is no host's address")
+        raise RefusedError(f"{text} is no host's address")
     hosts = (1 << (32 - prefix)) - 1
     if prefix < 31 and int.from_bytes(address, "big") & hosts in (0, hosts):
-        raise Refused(f"{text} is the network's or the broadcast address of its /{prefix}")
+        raise RefusedError(f"{text} is the network's or the broadcast address of its /{prefix}")
 
 
 def _timers(seconds: int, options: Mapping[int, bytes]) -> tuple[float, float]:
@@ -153,4 +156,3 @@ def _host_name(value: bytes) -> str | None:
 def _mtu(value: bytes) -> int | None:
     mtu = int.from_bytes(value, "big") if len(value) == 2 else 0
     return mtu if mtu >= SMALLEST_MTU else None
-

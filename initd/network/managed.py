@@ -21,7 +21,9 @@ log = structlog.get_logger()
 class Managed:
     """A link that is there, with the configuration's wishes for it. `changed` is called when its state may differ."""
 
-    def __init__(self, netlink: Netlink, link: Link, interface: Interface, lease: Lease | None, changed: asyncio.Event):
+    def __init__(
+        self, netlink: Netlink, link: Link, interface: Interface, lease: Lease | None, changed: asyncio.Event
+    ) -> None:
         self.interface = interface
         self.link = link
         self.snapshot = Snapshot()
@@ -131,7 +133,7 @@ class Managed:
         if lease == before:
             return
         if lease is None and self.client:
-            log.warning("lease lost", link=self.link.name, address=before and before.address, reason=self.client.problem)
+            log.warning("lease lost", link=self.link.name, reason=self.client.problem)
         elif lease and (before is None or before.address != lease.address):
             log.info("lease obtained", link=self.link.name, address=lease.address, server=lease.server)
         self.reconcile()
@@ -180,7 +182,9 @@ class Managed:
     def lease_info(self) -> LeaseInfo | None:
         """The lease for the API; `address` has its prefix length, so that it can be handed back."""
         lease = self.lease
-        return lease and LeaseInfo(
+        if lease is None:
+            return None
+        return LeaseInfo(
             link=self.link.name,
             address=f"{lease.address}/{lease.prefix}",
             server=lease.server,

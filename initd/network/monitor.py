@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Collection, Iterator
+import struct
 from socket import htonl, htons
+from typing import TYPE_CHECKING
 
 from initd.network import bpf, netlink
 from initd.network.bpf import Op
-from initd.network.plan import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 _RECEIVE_BUFFER = 1 << 20
@@ -38,34 +41,32 @@ class Monitor:
         if len(indexes) <= _MOST_LINKS:
             bpf.attach(self.socket, program(indexes, port, awaiting=awaiting))
 
-    def read(self) -> Iterator[tuple[int, Link | int] | None]:
-        """What is there to read: (DELETE_LINK or NEW_LINK, the link), (another type, a link's index), or None if
-        notifications were lost, after which everything must be read again.
+    def read(self) -> set[int] | None:
+        """The indexes of the links that the news is about, or None if news was lost and everything must be read again.
+
+        Only indexes: what a message says may be overtaken by the next one, or by what this process has done since.
         """
+        touched: set[int] = set()
+        lost = False
         while True:
             try:
                 data = self.socket.recv(65536)
             except BlockingIOError:
-                return
+                return None if lost else touched
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                yield None
+                lost = True
                 continue
             for header, message in netlink.split(data):
-                yield from _event(header[1], message)
+                touched.add(_index(header[1], message))
 
 
-def _event(kind: int, data: bytes) -> Iterator[tuple[int, Link | int]]:
-    if kind < netlink.NEW_LINK:
-        return
-    message = netlink.decode(kind, data)
-    if kind in (netlink.NEW_ADDRESS, netlink.DELETE_ADDRESS):
-        yield kind, message["index"]
-    elif kind in (netlink.NEW_ROUTE, netlink.DELETE_ROUTE):
-        yield kind, message.get_attr("RTA_OIF") or 0
-    elif message["family"] == socket.AF_UNSPEC:  # a bridge's message about a port says DELETE_LINK and means less
-        yield kind, netlink.to_link(message)
+def _index(kind: int, data: bytes) -> int:
+    """The link that a notification is about."""
+    if kind == netlink.DELETE_ROUTE:
+        return netlink.decode(kind, data).get_attr("RTA_OIF") or 0
+    return struct.unpack_from("=i", data, 20)[0] if len(data) >= 24 else 0
 
 
 def program(indexes: Collection[int], port: int, *, awaiting: bool) -> bytes:

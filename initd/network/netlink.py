@@ -16,11 +16,13 @@ import struct
 import sys
 import time
 import types
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from initd.network.plan import Address, Link, Route, SetLink, family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROTOCOL = 73  # marks our addresses and routes; no one else's number (iproute2's rt_protos)
 LOOPBACK = 1  # the index of lo in every network namespace
@@ -189,7 +191,6 @@ def _raise(data: bytes) -> None:
     if code == 0:
         return
     text = ""
-    position = 20 + _HEADER.size  # no further than the echoed header: NETLINK_CAP_ACK is not asked for
     length = struct.unpack_from("=I", data, 20)[0]
     position = 20 + ((length + 3) & ~3)
     while position + 4 <= len(data):
@@ -225,7 +226,7 @@ def _address(message: Any, now: float) -> Address:
 
 
 def _route(message: Any) -> Route:
-    everywhere = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - a destination
+    everywhere = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"
     return Route(
         to=f"{message.get_attr('RTA_DST') or everywhere}/{message['dst_len']}",
         via=message.get_attr("RTA_GATEWAY"),

@@ -1,18 +1,21 @@
 """DHCPv4 messages to and from bytes (RFC 2131, RFC 2132, RFC 3396) and the IPv4 and UDP headers that carry them.
 
-Everything that arrives is hostile until proven otherwise: `decode` and `unwrap` raise Malformed and nothing else.
+Everything that arrives is hostile until proven otherwise: `decode` and `unwrap` raise MalformedError and nothing else.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from socket import inet_aton
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BROADCAST = "255.255.255.255"
-ANY = "0.0.0.0"  # noqa: S104 - the source of a client without an address, not a listening socket
+ANY = "0.0.0.0"  # the source of a client without an address
 CLIENT_PORT = 68
 SERVER_PORT = 67
 SMALLEST = 300  # bytes; BOOTP relays drop anything shorter (RFC 1542 section 2.1)
@@ -22,7 +25,7 @@ _REQUEST, _REPLY, _ETHERNET = 1, 2, 1
 _UDP = 17
 
 
-class Malformed(ValueError):
+class MalformedError(ValueError):
     """Bytes that are no DHCP reply; the text says why."""
 
 
@@ -103,14 +106,14 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """A server's reply. Raises Malformed."""
+    """A server's reply. Raises MalformedError."""
     if len(data) < _FIXED.size:
-        raise Malformed(f"{len(data)} bytes, a DHCP message has at least {_FIXED.size}")
+        raise MalformedError(f"{len(data)} bytes, a DHCP message has at least {_FIXED.size}")
     operation, hardware, length, _, xid, seconds, _, client, yours, _, _, address, sname, file, cookie = (
         _FIXED.unpack_from(data)
     )
     if (operation, hardware, length, cookie) != (_REPLY, _ETHERNET, 6, _COOKIE):
-        raise Malformed("not a DHCP reply for Ethernet")
+        raise MalformedError("not a DHCP reply for Ethernet")
     options: dict[int, bytes] = {}
     _collect(data[_FIXED.size :], options)
     overload = options.get(Option.OVERLOAD, b"\0")[-1:]
@@ -119,7 +122,7 @@ def decode(data: bytes) -> Message:
             _collect(area, options)
     kind = options.get(Option.MESSAGE_TYPE, b"")
     if len(kind) != 1:
-        raise Malformed("no message type")
+        raise MalformedError("no message type")
     return Message(kind[0], xid, address[:6], seconds, client, yours, options)
 
 
@@ -134,10 +137,10 @@ def _collect(area: bytes, options: dict[int, bytes]) -> None:
         if code == Option.END:
             return
         if position >= len(area):
-            raise Malformed(f"option {code} has no length")
+            raise MalformedError(f"option {code} has no length")
         end = position + 1 + area[position]
         if end > len(area):
-            raise Malformed(f"option {code} claims {area[position]} bytes, {len(area) - position - 1} are left")
+            raise MalformedError(f"option {code} claims {area[position]} bytes, {len(area) - position - 1} are left")
         options[code] = options.get(code, b"") + area[position + 1 : end]
         position = end
 
@@ -154,27 +157,27 @@ def wrap(payload: bytes, source: str, destination: str) -> bytes:
 
 
 def unwrap(packet: bytes) -> bytes:
-    """The payload of an IPv4 packet from a server's port to the client's. Raises Malformed.
+    """The payload of an IPv4 packet from a server's port to the client's. Raises MalformedError.
 
     The UDP checksum is not looked at: a sender on the same machine leaves it to hardware that a virtual link does not
     have, so a client that insists on it never gets a lease there.
     """
     if len(packet) < 20 or packet[0] >> 4 != 4 or packet[9] != _UDP:
-        raise Malformed("not IPv4 and UDP")
+        raise MalformedError("not IPv4 and UDP")
     start = (packet[0] & 15) * 4
     total, fragment = struct.unpack_from("!H2xH", packet, 2)
     if start < 20 or fragment & 0x3FFF or not start + 8 <= total <= len(packet):
-        raise Malformed("a fragment, or lengths that do not fit")
+        raise MalformedError("a fragment, or lengths that do not fit")
     source, destination, size = struct.unpack_from("!HHH", packet, start)
     if (source, destination) != (SERVER_PORT, CLIENT_PORT) or not 8 <= size <= total - start:
-        raise Malformed("not from a DHCP server to a client")
+        raise MalformedError("not from a DHCP server to a client")
     return packet[start + 8 : start + size]
 
 
 def _checksum(data: bytes) -> int:
     """The internet checksum (RFC 1071) of data."""
     padded = data + b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -6,17 +6,18 @@ or a load balancer puts on the same link are safe.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from initd.network.lease import Lease
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from initd.network.lease import Lease
 
 DRIFT = 5.0  # seconds; an address whose lifetime is off by more gets a new one
 GATEWAY_METRIC = 100  # plus the link's index, so that two links' default routes do not replace each other
 DHCP_METRIC = 1000
-_KERNEL_METRIC = {AF_INET: 0, AF_INET6: 1024}
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def wanted(interface: Interface, lease: Lease | None, index: int) -> Wanted:
         routes += [Route(to, via, DHCP_METRIC + index, source=lease.address) for to, via in lease.routes]
     subnets = [address.text for address in addresses]
     unique = {(route.to, route.metric): _reachable(route, subnets) for route in reversed(routes)}
-    return Wanted(tuple(dict.fromkeys(addresses)), tuple(reversed(unique.values())), interface.mtu or (lease and lease.mtu))
+    mtu = interface.mtu or (lease.mtu if lease else None)
+    return Wanted(tuple(dict.fromkeys(addresses)), tuple(reversed(unique.values())), mtu)
 
 
 def operations(
@@ -180,7 +182,7 @@ def _reachable(route: Route, subnets: list[str]) -> Route:
 
 def _metric(to: str, metric: int | None) -> int:
     """The kernel's own default where none (for IPv6, where 0 means the default too) is given."""
-    return metric or _KERNEL_METRIC[family(to)]
+    return metric or (1024 if family(to) == AF_INET6 else 0)
 
 
 def family(text: str) -> int:

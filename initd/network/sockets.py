@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from initd.network import bpf
 from initd.network.bpf import Op
-from initd.network.dhcp import Send
-from initd.network.packet import BROADCAST, CLIENT_PORT, SERVER_PORT, Malformed, unwrap, wrap
+from initd.network.packet import BROADCAST, CLIENT_PORT, SERVER_PORT, MalformedError, unwrap, wrap
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
+
+    from initd.network.dhcp import Send
 
 ETH_P_IP = 0x0800
 _MAX_PACKET = 4096
@@ -45,15 +46,16 @@ class Transport:
         self._packets: socket.socket | None = None
         self._datagrams: socket.socket | None = None
 
-    def listen(self) -> None:
+    def listen(self) -> socket.socket:
         """Open the packet socket, which hears answers to an address that the link does not have yet."""
         if self._packets:
-            return
+            return self._packets
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
         bpf.attach(sock, _DHCP_ONLY)
         sock.bind((self._name, ETH_P_IP))
         self._packets = sock
         self._loop.add_reader(sock, self._read, sock)
+        return sock
 
     def close(self) -> None:
         """Stop listening; sockets cost nothing while the lease is good."""
@@ -66,11 +68,10 @@ class Transport:
 
     def send(self, message: Send) -> None:
         """Put a message on the wire. Raises OSError, which is like a lost packet: the client tries again."""
-        self.listen()
+        packets = self.listen()
         if message.destination == BROADCAST:
-            assert self._packets
             datagram = wrap(message.payload, message.source, BROADCAST)
-            self._packets.sendto(datagram, (self._name, ETH_P_IP, 0, 0, b"\xff" * 6))
+            packets.sendto(datagram, (self._name, ETH_P_IP, 0, 0, b"\xff" * 6))
             return
         if self._datagrams is None:
             self._datagrams = self._unicast_socket(message.source)
@@ -98,5 +99,5 @@ class Transport:
             return  # the link went away or down; netlink tells
         if sender[2] in (socket.PACKET_OTHERHOST, socket.PACKET_OUTGOING):
             return  # another VLAN's, or a copy of our own
-        with suppress(Malformed):  # not a DHCP answer at all: nothing to tell the client
+        with suppress(MalformedError):  # not a DHCP answer at all: nothing to tell the client
             self._receive(unwrap(data))

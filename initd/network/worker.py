@@ -6,16 +6,18 @@ It acts on three things only: a request from PID 1, a notification from the kern
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing
-from typing import Any
+import errno
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any
 
-from initd.api.types import LeaseInfo, NetworkState
-from initd.network import netlink
 from initd.network.managed import Managed, link_info, resumed
 from initd.network.monitor import Monitor
 from initd.network.netlink import LOOPBACK, Netlink
 from initd.network.plan import Interface, Link
-from initd.worker import Link as Connection
+
+if TYPE_CHECKING:
+    from initd.api.types import LeaseInfo, NetworkState
+    from initd.worker import Link as Connection
 
 _DEFAULT = (Interface(dhcp=True),)
 _LOOPBACK = Interface(name="lo")
@@ -60,17 +62,17 @@ class Network:
 
     def summary(self) -> NetworkState:
         """The state with the owned links only."""
-        owned = sorted(self._managed.values(), key=lambda managed: (self._position(managed.interface), managed.link.index))
+        owned = sorted(self._managed.values(), key=self._order)
         configured = [managed for managed in owned if managed.interface != _LOOPBACK]
+        present = {managed.interface for managed in configured}
         leases = [managed.lease for managed in configured if managed.lease]
         # Without a configuration a second card may well have no cable; a configured one should.
         asked = [managed for managed in configured if managed.link.running or self._interfaces != _DEFAULT]
-        missing = [interface.text for interface in self._interfaces if not any(m.interface == interface for m in configured)]
         return {
             "ready": bool(asked) and not any(managed.reasons for managed in asked),
             "reasons": [
                 *(reason for managed in owned for reason in managed.reasons),
-                *(f"{text}: no such link" for text in missing),
+                *(f"{interface.text}: no such link" for interface in self._interfaces if interface not in present),
             ],
             "hostname": next((lease.hostname for lease in leases if lease.hostname), None),
             "address": next((managed.address for managed in configured if managed.address), None),
@@ -80,8 +82,10 @@ class Network:
             "lease": next((managed.lease_info for managed in configured if managed.lease), None),
         }
 
-    def _position(self, interface: Interface) -> int:
-        return self._interfaces.index(interface) if interface in self._interfaces else -1
+    def _order(self, managed: Managed) -> tuple[int, int]:
+        """As the configuration lists them, several for one entry by index."""
+        known = managed.interface in self._interfaces
+        return self._interfaces.index(managed.interface) if known else -1, managed.link.index
 
     def _interface_of(self, link: Link) -> Interface | None:
         """What the configuration asks of a link; one link only for each entry with a name or hardware address."""
@@ -118,29 +122,27 @@ class Network:
             managed.start()
 
     def _narrow(self) -> None:
-        named = [interface for interface in self._interfaces if interface not in _DEFAULT]
-        awaiting = any(all(m.interface != interface for m in self._managed.values()) for interface in named)
+        present = {managed.interface for managed in self._managed.values()}
+        awaiting = any(interface not in present for interface in self._interfaces if interface not in _DEFAULT)
         self._monitor.narrow(self._managed, self._netlink.port, awaiting=awaiting)
 
     def _read(self) -> None:
-        """The kernel has news: note all of it, then bring each link that it is about in order once."""
-        touched: set[int] = set()
+        """The kernel has news: look at each link that it is about, once."""
         before = set(self._managed)
-        for event in self._monitor.read():
-            if event is None:
-                self._read_all({})
-                continue
-            kind, what = event
-            if isinstance(what, int):
-                touched.add(what)
-                continue
-            touched.add(what.index)
-            if kind == netlink.NEW_LINK:
-                self._take(what)
-            elif what.index in self._managed:
-                self._managed.pop(what.index).close()
-        for index in touched & self._managed.keys():
-            self._managed[index].reconcile()
+        touched = self._monitor.read()
+        if touched is None:
+            self._read_all({})
+            return
+        for index in touched - {0}:
+            try:
+                self._take(self._netlink.link(index))
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                if index in self._managed:
+                    self._managed.pop(index).close()
+            if index in self._managed:
+                self._managed[index].reconcile()
         if before != set(self._managed):
             self._narrow()
             self.changed.set()
@@ -155,7 +157,8 @@ async def _publish(network: Network, connection: Connection) -> None:
         state = network.summary()
         if state != told:
             told = state
-            await connection.notify("state", state)
+            with suppress(OSError):  # PID 1 has closed its end, as the connection's own loop is about to see
+                await connection.notify("state", state)
 
 
 async def serve(link: Connection) -> None:
