@@ -1,4 +1,4 @@
-"""The compiled module that native/build.py makes, as `initd.native` sees it. C data has no Python type: it is `object`."""
+# The compiled module that native/build.py makes, as `initd.native` sees it. C data has no Python type: it is `object`.
 
 from typing import Any, Protocol
 

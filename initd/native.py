@@ -25,6 +25,7 @@ NAMES_SIZE = 16_384
 class MountFlag(IntFlag):
     """Flags of mount(2)."""
 
+    NONE = 0
     RDONLY = lib.MS_RDONLY
     NOSUID = lib.MS_NOSUID
     NODEV = lib.MS_NODEV
@@ -46,6 +47,7 @@ class MountFlag(IntFlag):
 class UmountFlag(IntFlag):
     """Flags of umount2(2)."""
 
+    NONE = 0
     FORCE = lib.MNT_FORCE
     DETACH = lib.MNT_DETACH
     EXPIRE = lib.MNT_EXPIRE
@@ -147,10 +149,10 @@ class Record:
 class Spawn(Record):
     """How to start a child.
 
-    argv[0] is the program's path. `fds` maps the child's numbers to this process's; all others are closed, and a standard
-    stream that is not given is /dev/null. `cgroup` is a descriptor of a directory in the v2 tree (-1: stay). `rlimits`
-    maps RLIMIT_* to (soft, hard). `bounding` is the set of capability numbers to keep (None: all). `namespaces` holds
-    further ones to create.
+    argv[0] is the program's path. `fds` maps the child's numbers to this process's; all others are closed, and a
+    standard stream that is not given is /dev/null. `cgroup` is a descriptor of a directory in the v2 tree (-1: stay).
+    `rlimits` maps RLIMIT_* to (soft, hard). `bounding` is the set of capability numbers to keep (None: all).
+    `namespaces` holds further ones to create.
     """
 
     __slots__ = (
@@ -231,16 +233,16 @@ def _checked(result: int, call: str, path: str | None = None) -> int:
     return result
 
 
-def mount(source: str, target: str, fstype: str, flags: MountFlag = MountFlag(0), data: str = "") -> None:
-    """mount(2). The error's filename is the target, its filename2 the source."""
+def mount(source: str, target: str, fstype: str, flags: MountFlag = MountFlag.NONE, data: str = "") -> None:
+    """Attach a file system, or change or move a mount. The error's filename is the target, its filename2 the source."""
     raw = (_text("source", source), _text("target", target), _text("fstype", fstype), int(flags), _text("data", data))
     if lib.mount(*raw) < 0:
         number = ffi.errno
         raise OSError(number, f"mount: {os.strerror(number)}", target, None, source)
 
 
-def umount(target: str, flags: UmountFlag = UmountFlag(0)) -> None:
-    """umount2(2)."""
+def umount(target: str, flags: UmountFlag = UmountFlag.NONE) -> None:
+    """Detach the mount at `target`: umount2(2)."""
     _checked(lib.umount2(_text("target", target), int(flags)), "umount", target)
 
 
@@ -250,7 +252,7 @@ def move_mount(source: str, target: str) -> None:
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    """pivot_root(2)."""
+    """Make `new_root` the root mount and put the old one at `put_old`."""
     _checked(lib.initd_pivot_root(_text("new_root", new_root), _text("put_old", put_old)), "pivot_root", new_root)
 
 
@@ -277,14 +279,13 @@ def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
     envp, _envp = _strings("env", [f"{name}={value}" for name, value in spec.env.items()])
     cwd = ffi.new("char[]", _text("cwd", spec.cwd))
     descriptors = ffi.new("struct initd_descriptor[]", [(child, parent, -1) for child, parent in spec.fds.items()])
-    limits = ffi.new(
-        "struct initd_limit[]", [(kind, _limit(soft), _limit(hard)) for kind, (soft, hard) in spec.rlimits.items()]
-    )
+    limits = ffi.new("struct initd_limit[]", [(kind, *map(_limit, pair)) for kind, pair in spec.rlimits.items()])
     score = ffi.NULL if spec.oom_score_adj is None else ffi.new("char[]", str(spec.oom_score_adj).encode())
     raw = {
         "argv": argv, "envp": envp, "cwd": cwd, "cgroup": spec.cgroup, "namespaces": int(spec.namespaces),
-        "descriptors": descriptors, "descriptor_count": len(spec.fds), "limits": limits, "limit_count": len(spec.rlimits),
-        "oom_score": score, "bounded": spec.bounding is not None, "keep": _mask(spec.bounding or ()),
+        "descriptors": descriptors, "descriptor_count": len(spec.fds),
+        "limits": limits, "limit_count": len(spec.rlimits), "oom_score": score,
+        "bounded": spec.bounding is not None, "keep": _mask(spec.bounding or ()),
         "no_new_privs": spec.no_new_privs, "timeout": timeout,
     }  # fmt: skip
     child = ffi.new("struct initd_child *")
@@ -338,17 +339,17 @@ def wait_pidfd(fd: int) -> Exit | None:
 
 
 def pidfd_open(pid: int) -> int:
-    """pidfd_open(2)."""
+    """A descriptor of a process, close-on-exec. Raises ProcessLookupError if there is none."""
     return os.pidfd_open(pid)
 
 
 def pidfd_send_signal(fd: int, sig: int) -> None:
-    """pidfd_send_signal(2). Raises ProcessLookupError if the process has ended."""
+    """Send a signal. Raises ProcessLookupError if the process has ended."""
     _checked(lib.initd_pidfd_send_signal(fd, sig), "pidfd_send_signal")
 
 
 def signalfd(signals: Collection[int]) -> int:
-    """Block the signals and return a non-blocking descriptor from which `read_signal` gets them. signalfd(2)."""
+    """Block the signals and return a non-blocking descriptor from which `read_signal` gets them."""
     return _checked(lib.initd_signalfd([int(number) for number in signals], len(signals)), "signalfd")
 
 
@@ -363,7 +364,7 @@ def read_signal(fd: int) -> SignalInfo | None:
 
 
 def reboot(command: RebootCommand) -> None:
-    """reboot(2): acts at once and does not sync. Only the CAD commands return."""
+    """End the system: acts at once and does not sync. Only the CAD commands return."""
     _checked(lib.reboot(_signed(command)), "reboot")
 
 
@@ -373,7 +374,7 @@ def _signed(value: int) -> int:
 
 
 def sethostname(name: str) -> None:
-    """sethostname(2)."""
+    """Set the name of this UTS namespace."""
     data = _text("name", name)
     _checked(lib.sethostname(data, len(data)), "sethostname")
 
@@ -384,32 +385,32 @@ def prctl_set(option: int, value: int) -> None:
 
 
 def drop_capabilities(keep: Collection[int]) -> None:
-    """Take all capabilities but `keep` from this process for good: bounding, permitted, effective; no inheritable, ambient."""
+    """Keep only these capabilities, for good: bounding, permitted, effective; the other sets are emptied."""
     _checked(lib.initd_drop_capabilities(_mask(keep)), "drop_capabilities")
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: Resolve, mode: int = 0) -> int:
-    """openat2(2). The caller gives O_CLOEXEC itself; `mode` must be 0 unless a file is created."""
+    """Open a file, bounded by `resolve`. The caller gives O_CLOEXEC itself; `mode` must be 0 unless a file is created."""
     return _checked(lib.initd_openat2(dirfd, _text("path", path), flags, mode, int(resolve)), "openat2", path)
 
 
 def setns(fd: int, kind: int) -> None:
-    """setns(2)."""
+    """Enter the namespace of a descriptor (/proc/PID/ns/*, or a pidfd) of a kind (CLONE_NEW*; 0: any)."""
     _checked(lib.setns(fd, kind), "setns")
 
 
 def unshare(kinds: Namespace) -> None:
-    """unshare(2)."""
+    """Leave the shared namespaces of these kinds for new ones."""
     _checked(lib.unshare(int(kinds)), "unshare")
 
 
 def close_range(first: int, last: int, *, cloexec: bool = False) -> None:
-    """Close the descriptors from first to last, or mark them close-on-exec. close_range(2)."""
+    """Close the descriptors from first to last, or mark them close-on-exec."""
     _checked(lib.close_range(first, last, lib.CLOSE_RANGE_CLOEXEC if cloexec else 0), "close_range")
 
 
 def finit_module(path: str, params: str = "") -> None:
-    """Load one module file; the kernel itself unpacks .ko.xz, .ko.zst and .ko.gz if it can. finit_module(2).
+    """Load one module file; the kernel itself unpacks .ko.xz, .ko.zst and .ko.gz if it can.
 
     Raises FileExistsError if it is loaded already.
     """
@@ -427,7 +428,8 @@ _KMOD: list[object] = []  # libkmod's context, made by the first call: it maps t
 def load_module(alias: str) -> list[str]:
     """Load what drives a modalias, or a module by name, with all it depends on; the names of those not there before.
 
-    [] if nothing matches, or all are loaded or denied by modprobe.d. The first call opens libkmod (ELIBACC if it cannot).
+    [] if nothing matches, or all are loaded or denied by modprobe.d. The first call opens libkmod (ELIBACC if it
+    cannot). Raises OSError if none of what matches can be loaded.
     """
     if not _KMOD:
         kmod = ffi.new("struct initd_kmod *")
@@ -441,8 +443,8 @@ def load_module(alias: str) -> list[str]:
 def probe_filesystem(path: str) -> dict[str, str]:
     """What libblkid knows of a block device or image: TYPE, LABEL, UUID, PART_ENTRY_NAME, ...; {} if nothing is found.
 
-    The values come from the disk: do not trust them. Raises OSError ENOTUNIQ if signatures contradict each other, ELIBACC if
-    libblkid cannot be opened. May block on the device: not for PID 1.
+    The values come from the disk: do not trust them. Raises OSError: ENOTUNIQ if signatures contradict each other,
+    ELIBACC if libblkid cannot be opened. May block on the device: not for PID 1.
     """
     values = ffi.new("char[]", NAMES_SIZE)
     length = _checked(lib.initd_blkid_probe(_text("path", path), values, NAMES_SIZE), "probe_filesystem", path)

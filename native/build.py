@@ -38,13 +38,13 @@ int close_range(unsigned first, unsigned last, int flags);
 """
 # The compiler gives their values: numbers copied by hand go wrong unseen.
 CONSTANTS = """
-MS_RDONLY MS_NOSUID MS_NODEV MS_NOEXEC MS_SYNCHRONOUS MS_REMOUNT MS_NOATIME MS_RELATIME MS_BIND MS_MOVE MS_REC MS_SILENT
-MS_PRIVATE MS_SHARED MS_SLAVE MS_UNBINDABLE MNT_FORCE MNT_DETACH MNT_EXPIRE UMOUNT_NOFOLLOW
+MS_RDONLY MS_NOSUID MS_NODEV MS_NOEXEC MS_SYNCHRONOUS MS_REMOUNT MS_NOATIME MS_RELATIME MS_BIND MS_MOVE MS_REC
+MS_SILENT MS_PRIVATE MS_SHARED MS_SLAVE MS_UNBINDABLE MNT_FORCE MNT_DETACH MNT_EXPIRE UMOUNT_NOFOLLOW
 RB_AUTOBOOT RB_POWER_OFF RB_HALT_SYSTEM RB_DISABLE_CAD RB_ENABLE_CAD
 RESOLVE_NO_XDEV RESOLVE_NO_MAGICLINKS RESOLVE_NO_SYMLINKS RESOLVE_BENEATH RESOLVE_IN_ROOT
 CLONE_NEWNS CLONE_NEWPID CLONE_NEWNET CLONE_NEWUTS CLONE_NEWIPC CLONE_NEWUSER CLONE_NEWCGROUP CLOSE_RANGE_CLOEXEC
 PR_SET_PDEATHSIG PR_SET_CHILD_SUBREAPER PR_SET_NAME PR_SET_DUMPABLE PR_SET_NO_NEW_PRIVS PR_SET_TIMERSLACK
-""".split()
+"""
 HEADERS = """
 #include "initd.h"
 #include <linux/close_range.h>
@@ -80,13 +80,18 @@ def declarations() -> str:
     """What cffi is told: our header without its preprocessor lines, libc's calls and the constants."""
     header = (HERE / "initd.h").read_text()
     plain = "\n".join(line for line in header.splitlines() if not line.startswith("#"))
-    return plain + LIBC + "".join(f"#define {name} ...\n" for name in CONSTANTS)
+    return plain + LIBC + "".join(f"#define {name} ...\n" for name in CONSTANTS.split())
+
+
+def python_headers() -> tuple[str, ...]:
+    """Where the running Python keeps them."""
+    return tuple(f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude"))
 
 
 def extension(directory: Path) -> Path:
     """Build initd._native for the running Python. cffi's own compile() would need setuptools, which 3.12 dropped."""
     try:
-        from cffi import FFI  # type: ignore[import-untyped]  # noqa: PLC0415 - the other commands work without cffi
+        from cffi import FFI  # noqa: PLC0415 - the other commands work without cffi
     except ImportError:
         sys.exit(f"build.py: {sys.executable} has no cffi (pip install cffi, or Debian: apt install python3-cffi)")
     builder = FFI()
@@ -98,15 +103,15 @@ def extension(directory: Path) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):  # it says where its temporary file is
             builder.emit_c_code(str(generated))
         sources = [HERE / name for name in EXTENSION_SOURCES]
-        include = (f"-I{HERE}", f"-I{sysconfig.get_path('include')}", f"-I{sysconfig.get_path('platinclude')}")
-        compile_to(output, "-shared", "-fPIC", f"-ffile-prefix-map={scratch}=native", *STRIP, *include, generated, *sources)
+        flags = ("-shared", "-fPIC", f"-I{HERE}", f"-ffile-prefix-map={scratch}=native", *python_headers())
+        compile_to(output, *flags, generated, *sources, *STRIP)
     return output
 
 
 def entry(output: Path) -> None:
     """Build /sbin/init. The whole static library goes in: extension modules use parts that the interpreter does not.
 
-    Debian compiles that library for a fixed address, as it does its own python3, which also spares PID 1 the relocations.
+    Debian compiles that library for a fixed address, as its own python3, which also spares PID 1 the relocations.
     """
     library = Path(sysconfig.get_config_var("LIBPL"), f"libpython{sysconfig.get_config_var('LDVERSION')}.a")
     if not library.exists():
@@ -114,8 +119,8 @@ def entry(output: Path) -> None:
     whole = ("-Wl,--whole-archive", library, "-Wl,--no-whole-archive")
     needs = " ".join(sysconfig.get_config_var(name) or "" for name in ("MODLIBS", "LIBS", "SYSLIBS")).split()
     others = [flag for flag in dict.fromkeys(needs) if flag.startswith("-l")]
-    include = (f"-I{sysconfig.get_path('include')}", f"-I{sysconfig.get_path('platinclude')}")
-    compile_to(output, *include, HERE / "entry.c", HERE / "sha2.c", "-fno-pie", "-no-pie", "-rdynamic", *whole, *others, *STRIP)
+    flags = ("-fno-pie", "-no-pie", "-rdynamic", *python_headers())
+    compile_to(output, *flags, HERE / "entry.c", HERE / "sha2.c", *whole, *others, *STRIP)
 
 
 def program(name: str, output: Path) -> None:
@@ -131,7 +136,8 @@ def images(directory: Path) -> None:
         for name in IMAGES:
             binary = Path(scratch, name)
             program(name, binary)
-            write(directory / f"{name}.tar", Image(f"initd.local/{name}:1", {f"/{name}": File(binary, 0o755)}, (f"/{name}",)))
+            image = Image(f"initd.local/{name}:1", {f"/{name}": File(binary, 0o755)}, (f"/{name}",))
+            write(directory / f"{name}.tar", image)
 
 
 def main() -> None:

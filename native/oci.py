@@ -1,7 +1,7 @@
 """Writes an OCI image archive (image-spec: image-layout, manifest, config) of a few files in one layer.
 
-Equal inputs give equal bytes. The layer is a plain tar: the archive lies in a compressed root file system, and an emulated
-node would spend its boot on unpacking gzip.
+Equal inputs give equal bytes. The layer is a plain tar: the archive lies in a compressed root file system, and an
+emulated node would spend its boot on unpacking gzip.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _descriptor(media: str, blob: bytes) -> dict[str, object]:
 
 
 def archive(image: Image) -> bytes:
-    """The archive: a tar with oci-layout, index.json and the blobs, the name in the annotations that containerd reads."""
+    """The archive: a tar of oci-layout, index.json and blobs, named in the annotations that containerd reads."""
     layer = _tar(image.files)
     process = {"Entrypoint": image.entrypoint, "Cmd": image.args, "WorkingDir": "/"}
     process["Env"] = tuple(f"{name}={value}" for name, value in sorted(image.env.items()))
@@ -98,7 +98,8 @@ def archive(image: Image) -> bytes:
     })  # fmt: skip
     manifest = _json({
         "schemaVersion": 2, "mediaType": f"{MEDIA}.manifest.v1+json",
-        "config": _descriptor(f"{MEDIA}.config.v1+json", config), "layers": [_descriptor(f"{MEDIA}.layer.v1.tar", layer)],
+        "config": _descriptor(f"{MEDIA}.config.v1+json", config),
+        "layers": [_descriptor(f"{MEDIA}.layer.v1.tar", layer)],
     })  # fmt: skip
     names = {"io.containerd.image.name": image.name, "org.opencontainers.image.ref.name": image.name.rpartition(":")[2]}
     listed = {**_descriptor(f"{MEDIA}.manifest.v1+json", manifest), "annotations": names}
