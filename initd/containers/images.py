@@ -13,6 +13,8 @@ from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypedDict
 
+from structlog import get_logger
+
 from initd.api.protocol import ApiError, Code
 from initd.containers import messages
 from initd.containers.archive import GC_LABEL, Archive, ArchiveError, Blob, Image, opened
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 NAMESPACE = "k8s.io"
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
 CHUNK = 1 << 20  # containerd accepts messages up to 16 MiB
+ATTEMPTS = 3
 REACH_SECONDS = 60.0
 KNOWN_SECONDS = 30.0
 LEASE_HOURS = 1
+log = get_logger()
 
 
 class ImportedImage(TypedDict):
@@ -43,24 +47,42 @@ class ImportedImage(TypedDict):
 async def import_images(client: Containerd, paths: Sequence[str]) -> list[ImportedImage]:
     """Import every image of the archives at `paths`; one that is there already is only made sure of.
 
-    The archives are read while containerd still starts. A bad archive does not keep the others out: its error,
+    The archives are read while containerd still starts. A bad one does not keep the others out: its error,
     INVALID_ARGUMENT, comes after them. Other failures raise ApiError as containerd gave them.
     """
     bad: list[str] = []
     with ExitStack() as stack:
         work = [item for path in paths for item in _read(path, stack, bad)]
+        results = await _import_all(client, work)
+    if bad:
+        raise ApiError(Code.INVALID_ARGUMENT, "; ".join(bad))
+    return results
+
+
+async def _import_all(client: Containerd, work: Sequence[tuple[Archive, Image]]) -> list[ImportedImage]:
+    """Import everything; start again if containerd ends meanwhile, since what it has by then costs next to nothing."""
+    for _ in range(ATTEMPTS - 1):
         await client.reach(REACH_SECONDS)
-        started = time.monotonic()
-        async with _lease(client) as metadata:
-            for archive, image in work:
-                await _store(client, archive, image, metadata)
+        try:
+            return await _import_once(client, work)
+        except ApiError as error:
+            if error.code is not Code.UNAVAILABLE:
+                raise
+            log.warning("import interrupted", error=error.message)
+    await client.reach(REACH_SECONDS)
+    return await _import_once(client, work)
+
+
+async def _import_once(client: Containerd, work: Sequence[tuple[Archive, Image]]) -> list[ImportedImage]:
+    started = time.monotonic()
+    async with _lease(client) as metadata:
+        for archive, image in work:
+            await _store(client, archive, image, metadata)
     results: list[ImportedImage] = []
     for _, image in work:
         await _known(client, image)
         milliseconds = round((time.monotonic() - started) * 1000, 1)
         results.append({"name": image.name, "digest": image.target.digest, "milliseconds": milliseconds})
-    if bad:
-        raise ApiError(Code.INVALID_ARGUMENT, "; ".join(bad))
     return results
 
 
@@ -90,7 +112,10 @@ async def _lease(client: Containerd) -> AsyncIterator[Mapping[str, str]]:
     try:
         yield {**namespace, "containerd-lease": name}
     finally:
-        await client.call(messages.DELETE_LEASE, {"id": name}, namespace)
+        try:
+            await client.call(messages.DELETE_LEASE, {"id": name}, namespace)
+        except ApiError as error:  # it expires; and what ended the import must not be hidden by this
+            log.warning("lease not deleted", lease=name, error=error.message)
 
 
 async def _store(client: Containerd, archive: Archive, image: Image, metadata: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ import re
 # Devices are on buses, except for those of a few classes.
 CLASSES = ("class/input", "class/dmi")
 
-# Network first: a lease takes longest. Then disks, buttons and keyboards. What every CPU asks for (crypto, kvm) is last.
+# Network first: a lease takes longest. Then disks, buttons, keyboards; what every CPU asks for (crypto, kvm) is last.
 # Aliases are those of drivers' device tables (Linux scripts/mod/file2alias.c).
 ORDER = tuple(
     re.compile(pattern)

@@ -115,7 +115,7 @@ class Devices:
         try:
             return len(native.load_module(alias))
         except OSError as error:
-            # A driver that finds its hardware absent or disabled says so by failing: the others are loaded all the same.
+            # A driver that finds its hardware absent says so by failing: the others are loaded all the same.
             log.warning("module not loaded", alias=alias[:200], error=str(error))
             return 0
 
