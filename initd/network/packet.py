@@ -93,7 +93,7 @@ def encode(message: Message) -> bytes:
         min(message.seconds, 0xFFFF),
         0,  # no BROADCAST flag: the packet socket hears unicasts to an address that is not configured yet
         message.client,
-        zero,
+        message.yours,
         zero,
         zero,
         message.mac,
