@@ -87,7 +87,7 @@ class Link:
             await self._send(encode(Response(message.msgid, error and error.to_wire(), result)))
 
     async def _send(self, data: bytes) -> None:
-        # A frame must be cut neither by another one nor by the cancellation of who sends it: PID 1 could read no further.
+        # Neither another frame nor the cancellation of who sends it may cut a frame: PID 1 could read no further.
         await asyncio.shield(self._send_whole(data))
 
     async def _send_whole(self, data: bytes) -> None:
@@ -123,10 +123,14 @@ def main(name: str) -> int:
     if name not in WORKERS:
         log.error("no such worker", found=name, expected=WORKERS)
         return 2
-    worker = importlib.import_module(f"initd.{name}.worker")
-    asyncio.run(_serve(worker.serve))
+    try:
+        asyncio.run(_serve(name))
+    except Exception:  # PID 1 starts it again; the reason must be one record of the log, not loose lines
+        log.exception("worker failed", worker=name)
+        return 1
     return 0
 
 
-async def _serve(serve: Callable[[Link], Awaitable[None]]) -> None:
-    await serve(Link())
+async def _serve(name: str) -> None:
+    worker = importlib.import_module(f"initd.{name}.worker")
+    await worker.serve(Link())

@@ -1,0 +1,96 @@
+"""initctl's commands as data: the method of the API that each calls, with what, and how a person sees the answer.
+
+The argument parser and the shell completions are made from this table, and a test holds it against the methods of the API.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from initd.client import views
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from initd.client.output import Style
+
+
+class Argument(NamedTuple):
+    """One argument of a command: the method's parameter of that name.
+
+    With a default it is an option of the default's type, else a required word; known are words that completion offers.
+    """
+
+    name: str
+    help: str
+    default: int | bool | None = None
+    short: str = ""
+    known: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> list[str]:
+        """How it is written on the command line; nothing for a word."""
+        return [] if self.default is None else [*([f"-{self.short}"] if self.short else []), f"--{self.name}"]
+
+
+class Command(NamedTuple):
+    """One command: its words; the API's method, the parameters in their order, and the view of its result or item."""
+
+    words: str
+    help: str
+    method: str = ""
+    arguments: tuple[Argument, ...] = ()
+    view: Callable[[Any, Style], str] = views.plain
+    streaming: bool = False
+
+
+_SERVICES = ("containerd", "kubelet", "network", "devices", "containers")
+_FOLLOW = Argument("follow", "go on with what comes", default=False, short="f")
+_FORCE = Argument("force", "wait for no service and no pod", default=False)
+
+COMMANDS = (
+    Command("version", "versions of initd, kernel and image", "version", view=views.version),
+    Command("status", "the node: name, address, phase, and why it is not ready", "status", view=views.status),
+    Command("services", "state of every service and worker", "services", view=views.services),
+    Command(
+        "service restart", "end a service and start it again", "service.restart",
+        (Argument("name", "the service", known=_SERVICES),), views.restarted,
+    ),
+    Command(
+        "events", "what happened since the boot", "events",
+        (Argument("since", "only events after this sequence number", 0), _FOLLOW), views.event, streaming=True,
+    ),
+    Command(
+        "logs", "what a service wrote", "logs",
+        (
+            Argument("service", "the service or worker", known=_SERVICES),
+            Argument("tail", "how many lines to begin with", 100),
+            _FOLLOW,
+        ),
+        views.log_line, streaming=True,
+    ),
+    Command("dmesg", "the kernel log", "kernel.log", (_FOLLOW,), views.kernel_record, streaming=True),
+    Command("mounts", "every mount", "mounts", view=views.mounts),
+    Command("processes", "every process", "processes", view=views.processes),
+    Command("links", "network links, their addresses and routes", "links", view=views.links),
+    Command("pods", "pods and their containers", "pods", view=views.pods),
+    Command("images", "container images", "images", view=views.images),
+    Command("disks", "disks and partitions", "disks", view=views.disks),
+    Command("config", "the configuration in force, and where it came from", "config", view=views.config),
+    Command("config schema", "the configuration's JSON Schema", "config.schema"),
+    Command("boot-times", "the boot's phases as bars, with the critical path", "boot.times", view=views.boot_times),
+    Command("reboot", "restart the machine", "reboot", (_FORCE,), views.ending),
+    Command("shutdown", "power the machine off", "shutdown", (_FORCE,), views.ending),
+)  # fmt: skip
+
+# The commands that are no method of the API; initctl has their code.
+OTHERS = (
+    Command("watch", "a live view of node, services and pods"),
+    Command("call", "call a method of the API", arguments=(
+        Argument("method", "its name", known=tuple(command.method for command in COMMANDS if command.method)),
+        Argument("params", "its parameters, each as JSON"),
+    )),
+    Command("completion", "print the completion script of a shell", arguments=(
+        Argument("shell", "bash, zsh or fish", known=("bash", "zsh", "fish")),
+    )),
+)  # fmt: skip

@@ -1,0 +1,203 @@
+"""A client of the API: synchronous, small, the same for initctl, tests and scripts.
+
+    with Client("/run/initd/api.sock") as client:
+        client.call("status")
+        for event in client.stream("events", 0):
+            ...
+
+Calls may be made while streams run: what comes for another call is kept for it.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from initd.api.protocol import (
+    CANCEL,
+    STREAM,
+    ApiError,
+    Code,
+    Decoder,
+    Limits,
+    Message,
+    Notification,
+    ProtocolError,
+    Request,
+    Response,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Self
+
+DEFAULT_SOCKET = "/run/initd/api.sock"
+VSOCK_PORT = 1024
+_LIMITS = Limits(message=4 << 20)  # a node sends at most a quarter of it
+
+
+class Client:
+    """A connection to a node's API.
+
+    address is a path, unix:///PATH or vsock://CID[:PORT]. timeout, in seconds, bounds connecting, and each call that
+    gives none of its own. Raises ValueError for what is no address, ConnectionError (with what to do) if none answers.
+    """
+
+    def __init__(self, address: str = DEFAULT_SOCKET, timeout: float = 10.0) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._decoder = Decoder(_LIMITS)
+        self._msgid = 0
+        self._items: dict[int, deque[Any]] = {}  # of the streams and calls that run
+        self._responses: dict[int, Response] = {}
+        self._socket = _connect(address, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the node ends the calls that still run."""
+        self._socket.close()
+
+    def call(self, method: str, *params: object, timeout: float | None = None) -> Any:
+        """Call a method and return its result.
+
+        Raises ApiError: the node's, or DEADLINE_EXCEEDED after timeout seconds; ConnectionError if the node goes.
+        """
+        seconds = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        msgid = self._start(method, params, deque(maxlen=0))
+        try:
+            while msgid not in self._responses:
+                if not self._receive(deadline - time.monotonic()):
+                    self._send(Notification(CANCEL, [msgid]))
+                    raise ApiError(Code.DEADLINE_EXCEEDED, f"{method}: no answer in {seconds:g} s")
+            return _result(self._responses[msgid])
+        finally:
+            self._forget(msgid)
+
+    def stream(self, method: str, *params: object, idle: float | None = None) -> Generator[Any, None, Any]:
+        """Yield the items of a streaming method as they come, until the node ends it or the generator is closed.
+
+        The generator's own result is the call's: None, or that of a method which does not stream after all.
+        With idle, yield None whenever nothing came for that many seconds. {"dropped": n} stands for n items that this
+        client was too slow for. Raises like call().
+        """
+        msgid = self._start(method, params, deque())
+        try:
+            while True:
+                while self._items[msgid]:
+                    yield self._items[msgid].popleft()
+                if msgid in self._responses:
+                    return _result(self._responses[msgid])
+                if not self._receive(idle):
+                    yield None
+        except GeneratorExit:
+            with suppress(ConnectionError):  # a node that is gone has ended the call
+                self._send(Notification(CANCEL, [msgid]))
+            raise
+        finally:
+            self._forget(msgid)
+
+    def _start(self, method: str, params: tuple[object, ...], items: deque[Any]) -> int:
+        self._msgid = self._msgid % 0xFFFFFFFF + 1
+        self._items[self._msgid] = items
+        self._send(Request(self._msgid, method, list(params)))
+        return self._msgid
+
+    def _forget(self, msgid: int) -> None:
+        self._items.pop(msgid, None)
+        self._responses.pop(msgid, None)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._socket.settimeout(self._timeout)
+            self._socket.sendall(encode(message))
+        except OSError as error:
+            raise self._lost(str(error)) from error
+
+    def _receive(self, seconds: float | None) -> bool:
+        """Take what comes next; say whether anything came in time."""
+        if seconds is not None and not select.select([self._socket], [], [], max(seconds, 0))[0]:
+            return False
+        try:
+            self._socket.settimeout(None)
+            data = self._socket.recv(1 << 16)
+        except OSError as error:
+            raise self._lost(str(error)) from error
+        if not data:
+            raise self._lost("the node closed the connection")
+        try:
+            messages = self._decoder.feed(data)
+        except ProtocolError as error:
+            raise self._lost(f"malformed answer: {error}") from error
+        for message in messages:
+            self._take(message)
+        return True
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Response(0):  # msgid 0 is none of ours: the node says why it closes the connection
+                raise self._lost(str(ApiError.from_wire(message.error)))
+            case Response(msgid) if msgid in self._items:
+                self._responses[msgid] = message
+            case Notification(method, [int(msgid), item]) if method == STREAM and msgid in self._items:
+                self._items[msgid].append(item)
+            case _:
+                pass  # what came too late for a call that was given up
+
+    def _lost(self, reason: str) -> ConnectionError:
+        return ConnectionError(f"{self.address}: {reason}")
+
+
+def _result(response: Response) -> object:
+    if response.error is not None:
+        raise ApiError.from_wire(response.error)
+    return response.result
+
+
+def _connect(address: str, timeout: float) -> socket.socket:
+    family, where = parse(address)
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(where)
+    except OSError as error:
+        connection.close()
+        raise ConnectionError(f"{address}: {_explain(error)}") from error
+    return connection
+
+
+def _explain(error: OSError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "there is no such socket; is this a node, or did you mean --vm NAME?"
+        case ConnectionRefusedError():
+            return "nothing listens there any more; the node or its VM has ended"
+        case PermissionError():
+            return "you may not connect; try as root"
+        case TimeoutError():
+            return "no answer; the node is overloaded or stopped"
+        case _:
+            return error.strerror or str(error)
+
+
+def parse(address: str) -> tuple[socket.AddressFamily, Any]:
+    """Return family and address for socket.connect(). Raises ValueError that says what an address looks like."""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return socket.AF_UNIX, address
+    if scheme == "unix" and rest.startswith("/"):
+        return socket.AF_UNIX, rest
+    cid, _, port = rest.partition(":")
+    if scheme == "vsock" and cid.isdecimal() and (port or "0").isdecimal():
+        return socket.AF_VSOCK, (int(cid), int(port or VSOCK_PORT))
+    raise ValueError(f"found {address!r}, expected a path, unix:///PATH or vsock://CID[:PORT]")

@@ -1,0 +1,113 @@
+"""The live view of a node: state, services, pods and the last events, redrawn in place on a terminal.
+
+Where the output is no terminal, events are written as they come, a line each.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from initd.api.protocol import ApiError
+from initd.client import views
+from initd.client.output import Style, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from initd.client.connection import Client
+
+_IDLE_SECONDS = 1.0
+_REDRAW_SECONDS = 0.2
+_PODS_SECONDS = 5.0  # the node starts a worker to ask containerd
+_RETRY_SECONDS = 1.0
+_WRAP_OFF, _WRAP_ON, _CLEAR_BELOW = "\x1b[?7l", "\x1b[?7h", "\r\x1b[J"
+
+
+def watch(connect: Callable[[], Client], file: TextIO, until: Callable[[], bool] = lambda: False) -> None:
+    """Show the node until `until` says so (asked about once a second) or the user presses Ctrl-C (KeyboardInterrupt).
+
+    connect is called again when the node goes away, as in a reboot. Raises what it raises the first time.
+    """
+    client: Client | None = connect()
+    view = _View(file)
+    try:
+        while not until():
+            try:
+                client = client or connect()
+                with client:
+                    view.follow(client, until)
+                view.lost("it ended the stream of events")
+            except (ConnectionError, LookupError, ApiError) as error:
+                view.lost(str(error))
+            client = None
+    finally:
+        view.close()
+
+
+class _View:
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._terminal = file.isatty()
+        self._height = 0  # lines drawn, to be drawn over
+        self._events: deque[dict[str, Any]] = deque(maxlen=200)
+        self._pods = ""
+        self._pods_at = 0.0
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._terminal:
+            self._file.write(_WRAP_ON)
+
+    def follow(self, client: Client, until: Callable[[], bool]) -> None:
+        """Show the node until it ends the stream, or until() is true. Raises ConnectionError, ApiError."""
+        drawn = 0.0
+        self._events.clear()
+        for event in client.stream("events", 0, True, idle=_IDLE_SECONDS):
+            if event and not self._terminal:
+                print(views.event(event, Style(self._file)), file=self._file, flush=True)
+            elif event:
+                self._events.append(event)
+            now = time.monotonic()
+            if self._terminal and now - drawn >= _REDRAW_SECONDS:
+                self._draw(self._lines(client, Style(self._file)))
+                drawn = now
+            if until():
+                return
+
+    def lost(self, reason: str) -> None:
+        """Say that the node is gone, and wait a moment."""
+        line = f"{Style(self._file).paint('waiting for the node', 'yellow')}: {clean(reason)}"
+        if self._terminal:
+            self._draw([line])
+        else:
+            print(line, file=self._file, flush=True)
+        time.sleep(_RETRY_SECONDS)
+
+    def _lines(self, client: Client, style: Style) -> list[str]:
+        lines = views.status(client.call("status"), style).splitlines()
+        lines += ["", *views.services(client.call("services"), style).splitlines()]
+        lines += ["", *self._ask_pods(client, style).splitlines(), ""]
+        room = shutil.get_terminal_size().lines - len(lines) - 1
+        if room > 0:
+            lines += [views.event(event, style) for event in list(self._events)[-room:]]
+        return lines
+
+    def _draw(self, lines: list[str]) -> None:
+        shown = lines[: shutil.get_terminal_size().lines - 1]
+        up = f"\x1b[{self._height}A" if self._height else ""
+        self._height = len(shown)
+        self._file.write("".join([_WRAP_OFF, up, _CLEAR_BELOW, *(f"{line}\n" for line in shown)]))
+        self._file.flush()
+
+    def _ask_pods(self, client: Client, style: Style) -> str:
+        if not self._pods or time.monotonic() - self._pods_at >= _PODS_SECONDS:
+            try:
+                self._pods = views.pods(client.call("pods"), style)
+            except ApiError as error:  # containerd is not there yet, or not any more
+                self._pods = style.paint(f"pods: {clean(error.message)}", "yellow")
+            self._pods_at = time.monotonic()
+        return self._pods
