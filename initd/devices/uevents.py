@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 # Giving the answers in its place also saves 1 MB of modules that it would import.
 _finder = ModuleType("ctypes.util")
 vars(_finder)["find_library"] = {"udev": "libudev.so.1", "c": "libc.so.6"}.get
-sys.modules.setdefault("ctypes.util", _finder)
+_found = sys.modules.setdefault("ctypes.util", _finder)
 
 import pyudev  # noqa: E402
+
+if _found is _finder:
+    del sys.modules["ctypes.util"]  # whoever else imports it gets the real one
 
 RECEIVE_BUFFER = 4 << 20  # bytes; loading a module can take longer than the default buffer's 200 uevents
 
@@ -47,6 +50,10 @@ class Uevents:
         self._monitor.set_receive_buffer_size(buffer)
         self._monitor.start()
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
+
+    def close(self) -> None:
+        """Stop listening; the monitor's own descriptor goes with the object."""
+        self._socket.close()
 
     async def wait(self) -> None:
         """Return when there is something to read."""

@@ -48,11 +48,14 @@ async def serve(link: Link) -> None:
 
     link.handle("modprobe", modprobe)
     link.handle("disks", list_disks)
-    async with asyncio.TaskGroup() as group:
-        hotplug = group.create_task(devices.run(group))
-        await link.serve()
-        hotplug.cancel()
-        devices.stop()
+    try:
+        async with asyncio.TaskGroup() as group:
+            hotplug = group.create_task(devices.run(group))
+            await link.serve()
+            hotplug.cancel()
+            devices.stop()
+    finally:
+        devices.close()
 
 
 class Devices:
@@ -63,6 +66,10 @@ class Devices:
         self._uevents = Uevents()  # before the walk: what appears during it must not be missed
         self._tried: set[str] = set()
         self._buttons: dict[str, asyncio.Task[None]] = {}
+
+    def close(self) -> None:
+        """Hear of no more uevents."""
+        self._uevents.close()
 
     def stop(self) -> None:
         """Stop watching the buttons."""

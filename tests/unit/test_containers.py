@@ -8,6 +8,7 @@ import io
 import json
 import socket
 import tarfile
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -165,7 +166,7 @@ def test_messages_survive_a_round_trip_and_unknown_fields(name: str) -> None:
 # Calls
 
 
-def nothing(*_: object) -> dict[str, Any]:
+def nothing(_request: Any, _metadata: Any) -> dict[str, Any]:
     return {}
 
 
@@ -179,9 +180,9 @@ def one_after_another(answers: list[Callable[[Any, Any], Any]]) -> Callable[[Any
 class Fake:
     """A gRPC server on a socket that answers the given calls."""
 
-    def __init__(self, path: Path, **calls: Callable[..., Any]) -> None:
+    def __init__(self, path: Path, **calls: Callable[[Any, Any], Any]) -> None:
         self._path = str(path)
-        self._calls = calls
+        self._calls: defaultdict[str, Callable[[Any, Any], Any]] = defaultdict(lambda: nothing, calls)
         self.seen: list[tuple[str, Any, dict[str, Any]]] = []
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -193,8 +194,7 @@ class Fake:
         async def answer(stream: Any) -> None:
             async for request in stream:
                 self.seen.append((name, request, dict(stream.metadata)))
-                answer_to = self._calls.get(name, nothing)
-                reply = answer_to(request, stream.metadata)
+                reply = self._calls[name](request, stream.metadata)
                 await stream.send_message(MESSAGES[rpc.reply](**reply))
 
         return Handler(answer, Cardinality.STREAM_STREAM, MESSAGES[rpc.request], MESSAGES[rpc.reply])

@@ -1,0 +1,186 @@
+"""The devices worker on the kernel's own uevents. No module is loaded: what would be is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from initd import native
+from initd.api.protocol import Decoder, Notification, Request, Response, encode
+from initd.devices import aliases, worker
+from initd.devices.uevents import Uevents, UeventsLostError
+from initd.worker import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from initd.api.protocol import Message
+
+pytestmark = pytest.mark.root
+
+DEADLINE = 20
+LOOPBACK = Path("/sys/class/net/lo/uevent")
+FLOOD = 400  # more uevents than SMALL bytes hold
+SMALL = 2048
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(main, DEADLINE))
+
+
+def is_loopback(message: Message) -> bool:
+    return isinstance(message, Notification) and message.method == "device" and "/net/lo" in str(message.params)
+
+
+def is_settled(message: Message) -> bool:
+    return isinstance(message, Notification) and message.method == "settled"
+
+
+class Peer:
+    """PID 1's end of the link."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._decoder = Decoder()
+        self._unread: list[Message] = []
+
+    async def until(self, wanted: Callable[[Message], bool]) -> list[Message]:
+        """All messages up to the first that is wanted."""
+        seen: list[Message] = []
+        while True:
+            while self._unread:
+                seen.append(self._unread.pop(0))
+                if wanted(seen[-1]):
+                    return seen
+            data = await asyncio.get_running_loop().sock_recv(self._end, 1 << 16)
+            assert data, f"the worker closed its end after {seen}"
+            self._unread = self._decoder.feed(data)
+
+    async def send(self, message: Message) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._end, encode(message))
+
+
+def with_worker(test: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
+    """Run `test` beside the worker, then close the link and see that the worker ends."""
+
+    async def main() -> None:
+        near, far = socket.socketpair()
+        serving = asyncio.create_task(worker.serve(Link(far.detach())))
+        with near:
+            testing = asyncio.create_task(test(Peer(near)))
+            await asyncio.wait((serving, testing), return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                testing.cancel()
+                await serving
+            await testing
+        await serving
+
+    run(main())
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The aliases that the worker wanted loaded, in order."""
+    wanted: list[str] = []
+
+    def load(alias: str) -> list[str]:
+        wanted.append(alias)
+        if len(wanted) == 1:
+            raise OSError(19, "load_module: No such device", alias)
+        return ["module"]
+
+    monkeypatch.setattr(native, "load_module", load)
+    return wanted
+
+
+def test_coldplug_asks_for_every_alias_once_in_order_and_says_when_it_is_done(loads: list[str]) -> None:
+    expected = list(dict.fromkeys(aliases.walk()))
+
+    async def test(peer: Peer) -> None:
+        *_, settled = await peer.until(is_settled)
+        assert isinstance(settled, Notification)
+        (summary,) = settled.params
+        assert isinstance(summary, dict)
+        assert summary["modules"] == len(expected) - 1, "one failed, which stops nothing"
+        assert summary["devices"] == len(aliases.walk())
+        assert summary["milliseconds"] > 0
+
+    with_worker(test)
+    assert loads == expected
+
+
+def test_hotplug_loads_by_alias_once_and_reports_the_device(loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    device = next(iter(sorted(Path("/sys/bus").glob("*/devices/*/modalias"))), None)
+    assert device is not None, "no device of this machine has a modalias"
+    monkeypatch.setattr(aliases, "walk", list)  # nothing is there at first
+
+    async def test(peer: Peer) -> None:
+        await peer.until(is_settled)
+        for _ in range(2):
+            (device.parent / "uevent").write_text("add")
+        LOOPBACK.write_text("change")
+        *_, loopback = await peer.until(is_loopback)
+        assert isinstance(loopback, Notification)
+        fields = {"action": "change", "subsystem": "net", "devpath": "/devices/virtual/net/lo", "devname": "lo"}
+        assert loopback.params == [fields]
+
+    with_worker(test)
+    assert loads.count(device.read_text().strip()) == 1
+
+
+def test_after_lost_uevents_sysfs_is_walked_again(loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "Uevents", functools.partial(Uevents, SMALL))
+
+    async def test(peer: Peer) -> None:
+        await peer.until(is_settled)
+        known = len(loads)
+        for _ in range(FLOOD):
+            LOOPBACK.write_text("change")
+        await peer.until(is_settled)
+        assert len(loads) == known, "nothing new was there"
+        LOOPBACK.write_text("change")
+        await peer.until(is_loopback)
+
+    with_worker(test)
+
+
+def test_an_overflow_is_told_once_and_costs_only_what_did_not_fit() -> None:
+    async def main() -> None:
+        with closing(Uevents(SMALL)) as uevents:
+            for _ in range(FLOOD):
+                LOOPBACK.write_text("change")
+            await uevents.wait()
+            with pytest.raises(UeventsLostError):
+                list(uevents.pending())
+            assert 0 < sum(event.devname == "lo" for event in uevents.pending()) < FLOOD
+            assert not any(event.devname == "lo" for event in uevents.pending())
+
+    run(main())
+
+
+def test_requests_are_answered_and_bad_ones_named(loads: list[str]) -> None:
+    async def answer(peer: Peer, method: str, *params: object) -> Response:
+        await peer.send(Request(1, method, list(params)))
+        *_, response = await peer.until(lambda message: isinstance(message, Response))
+        assert isinstance(response, Response)
+        return response
+
+    async def test(peer: Peer) -> None:
+        await peer.until(is_settled)
+        assert (await answer(peer, "modprobe", "virtio_net")).result == ["module"]
+        bad = await answer(peer, "modprobe", "a\0b")
+        assert bad.error == ["INVALID_ARGUMENT", "modprobe: alias: 'a\\x00b', expected a module's name or alias"]
+        disks = (await answer(peer, "disks")).result
+        assert isinstance(disks, list)
+        assert [disk["name"] for disk in disks] == sorted(disk["name"] for disk in disks)
+        assert all(disk["size_bytes"] > 0 for disk in disks)
+
+    with_worker(test)
+    assert loads[-1] == "virtio_net"
