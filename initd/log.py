@@ -1,8 +1,9 @@
 """PID 1's log: one record a line to the kernel log as JSON, and to the console in the form that suits it.
 
-Works from the first instruction on: until `configure` has imported structlog, records wait in memory and go to the console
-only. Neither the kernel log nor the console can block PID 1: both are written without waiting, and what does not fit is
-dropped and counted. Source: the kernel's Documentation/ABI/testing/dev-kmsg.
+Works from the first instruction on: until `configure` has imported structlog, records wait in memory and go to the
+console only. Neither the kernel log nor the console can block PID 1: both are written without waiting, and what does not
+fit is dropped and counted. Nor does a record raise: no change of state ends halfway because its log line failed.
+Source: the kernel's Documentation/ABI/testing/dev-kmsg.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from initd.events import boottime
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping, MutableMapping
 
 # syslog priorities in the facility "daemon" (3). None is below console_loglevel (4): a record that is would be printed
 # by the kernel itself, synchronously, on a slow serial port.
 PRIORITIES = {"debug": 3 << 3 | 7, "info": 3 << 3 | 6, "warning": 3 << 3 | 4, "error": 3 << 3 | 4}
 RECORD_BYTES = 900
+EARLY = 1000  # records kept for `configure`, should it never come
 CONSOLE_BYTES = 64 << 10
 COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "debug": "\x1b[2m"}
 RESET = "\x1b[0m"
@@ -31,7 +34,10 @@ class Console:
     def __init__(self, path: str = "/dev/console") -> None:
         self._waiting: deque[bytes] = deque()
         self._size = 0
-        self._dropped = 0
+        self.dropped = 0
+        self._told = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watched = False
         self.form = "auto"
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -39,36 +45,51 @@ class Console:
             self._fd = -1  # a machine without a console still boots
         self.is_terminal = self._fd >= 0 and os.isatty(self._fd)
 
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on `loop` writes what a slow console has not taken; until then the next line does."""
+        self._loop = loop
+        self.flush()
+
     def write(self, line: str) -> None:
         """Queue one line and write what the console takes now; over `CONSOLE_BYTES` waiting, lines are dropped."""
-        data = line.encode(errors="replace") + (b"\r\n" if self.is_terminal else b"\n")
         if self._fd < 0:
             return
-        if self._size + len(data) > CONSOLE_BYTES:
-            self._dropped += 1
-        else:
-            self._waiting.append(data)
-            self._size += len(data)
+        missing = self.dropped - self._told
+        if missing and self._put(f"initd: {missing} console lines dropped"):
+            self._told = self.dropped
+        if not self._put(line):
+            self.dropped += 1
         self.flush()
+
+    def _put(self, line: str) -> bool:
+        data = line.encode(errors="replace") + (b"\r\n" if self.is_terminal else b"\n")
+        if self._size + len(data) > CONSOLE_BYTES:
+            return False
+        self._waiting.append(data)
+        self._size += len(data)
+        return True
 
     def flush(self) -> None:
         """Write what the console takes now."""
         try:
             while self._waiting:
-                data = self._waiting.popleft()
-                self._size -= len(data)
-                written = os.write(self._fd, data)
-                if written < len(data):
-                    self._waiting.appendleft(data[written:])
-                    self._size += len(data) - written
+                written = os.write(self._fd, self._waiting[0])
+                self._size -= written
+                data = self._waiting.popleft()[written:]
+                if data:
+                    self._waiting.appendleft(data)
         except BlockingIOError:
-            self._waiting.appendleft(data)
-            self._size += len(data)
+            pass  # the loop, or the next line, goes on from here
         except OSError:
-            self._dropped += 1  # a console that hangs up loses a line, not the node
-        if self._dropped and not self._waiting:
-            dropped, self._dropped = self._dropped, 0
-            self.write(f"initd: {dropped} console lines dropped")
+            self.dropped += len(self._waiting)  # a console that hangs up loses its lines, not the node
+            self._waiting.clear()
+            self._size = 0
+        if self._loop is not None and self._watched != bool(self._waiting):
+            self._watched = not self._watched
+            if self._watched:
+                self._loop.add_writer(self._fd, self.flush)
+            else:
+                self._loop.remove_writer(self._fd)
 
     def human(self) -> bool:
         """Whether lines are for a person (a terminal, or told so) rather than JSON."""
@@ -80,6 +101,8 @@ def human(level: str, event: str, fields: Mapping[str, object], *, colour: bool 
     values = "".join(f" {key}={value}" for key, value in fields.items())
     mark = "" if level == "info" else f"{level}: "
     line = f"[{boottime():9.3f}] {mark}{event}{values}".replace("\n", " | ")
+    # What a service or a lease says must not move a terminal's cursor.
+    line = "".join(character if character.isprintable() else "\ufffd" for character in line)
     return f"{COLOURS[level]}{line}{RESET}" if colour and level in COLOURS else line
 
 
@@ -88,17 +111,20 @@ class _Log:
 
     def __init__(self) -> None:
         self.console: Console | None = None
-        self.early: list[tuple[str, str, dict[str, Any]]] = []
+        self.early: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=EARLY)
         self.logger: Any = None
         self.kmsg = -1
         self.dropped = 0
 
     def record(self, level: str, event: str, fields: dict[str, Any]) -> None:
         if self.logger is not None:
-            getattr(self.logger, level)(event, **fields)
+            try:
+                getattr(self.logger, level)(event, **fields)
+            except Exception:  # noqa: BLE001 a value that cannot be written costs its record, not what is being done
+                self.dropped += 1
             return
         self.early.append((level, event, fields | {"at": round(boottime(), 6)}))
-        if self.console is not None:
+        if self.console is not None and level != "debug":
             self.console.write(human(level, event, fields, colour=self.console.is_terminal))
 
 
@@ -109,6 +135,12 @@ def open_console(path: str = "/dev/console") -> Console:
     """Open the console for this process's records; never fails (see `Console`)."""
     _log.console = Console(path)
     return _log.console
+
+
+def attach(loop: asyncio.AbstractEventLoop) -> None:
+    """See `Console.attach`."""
+    if _log.console is not None:
+        _log.console.attach(loop)
 
 
 def debug(event: str, **fields: Any) -> None:
@@ -159,9 +191,9 @@ def configure(form: str = "auto", kmsg: str = "/dev/kmsg") -> None:
         logger_factory=_KernelLog,
         cache_logger_on_first_use=True,
     )
-    early, _log.early = _log.early, []
     render = structlog.processors.JSONRenderer()
-    for level, event, fields in early:
+    while _log.early:
+        level, event, fields = _log.early.popleft()
         write_kmsg(PRIORITIES[level], str(render(None, level, {"event": event, **fields, "level": level})))
     _log.logger = structlog.get_logger()
 
