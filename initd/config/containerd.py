@@ -11,13 +11,17 @@ import sys
 PAUSE_IMAGE = "initd.local/pause:1"
 REGISTRIES = "/run/initd/containerd/certs.d"
 
-# CRI needs none of these. Each takes time and memory at start, and some fail aloud on this root.
+# CRI needs none of these. Each takes time and memory at start; some would write to the read-only root, or wake up for nothing.
 DISABLED_PLUGINS = (
     "io.containerd.differ.v1.erofs",
+    "io.containerd.http.v1.pprof",
     "io.containerd.image-verifier.v1.bindir",
     "io.containerd.internal.v1.opt",
-    "io.containerd.internal.v1.restart",
     "io.containerd.internal.v1.tracing",
+    "io.containerd.metrics.v1.grpc-otel",
+    "io.containerd.metrics.v1.grpc-prometheus",
+    "io.containerd.monitor.container.v1.restart",
+    "io.containerd.monitor.task.v1.cgroups",
     "io.containerd.mount-handler.v1.erofs",
     "io.containerd.snapshotter.v1.blockfile",
     "io.containerd.snapshotter.v1.erofs",
@@ -27,7 +31,10 @@ DISABLED_PLUGINS = (
 
 
 def render(log_level: str = "info") -> str:
-    """Return the TOML text. containerd ends with an error if a name in it is wrong."""
+    """Return the TOML text.
+
+    CRI is required, because containerd would otherwise start without it, be ready, and be of no use to the kubelet.
+    """
     disabled = "".join(f"  '{name}',\n" for name in DISABLED_PLUGINS)
     return f"""\
 version = 4
@@ -36,6 +43,7 @@ state = '/run/containerd'
 oom_score = -999
 disabled_plugins = [
 {disabled}]
+required_plugins = ['io.containerd.grpc.v1.cri']
 
 [debug]
 level = '{log_level}'
@@ -49,6 +57,9 @@ sandbox = '{PAUSE_IMAGE}'
 
 [plugins.'io.containerd.cri.v1.images'.registry]
 config_path = '{REGISTRIES}'
+
+[plugins.'io.containerd.cri.v1.runtime']
+stats_collect_period = '10s'
 
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ['/opt/cni/bin', '/usr/lib/cni']
