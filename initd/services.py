@@ -41,16 +41,16 @@ class ServiceSpec(NamedTuple):
 
     cgroup is a path below the cgroup file system's root, cgroup_settings go into its files at each start. rlimits maps
     resource.RLIMIT_* to soft and hard limits, resource.RLIM_INFINITY among them. oom_score_adj None leaves PID 1's.
-    notify: it sends READY=1 (sd_notify), within start_seconds. watchdog_seconds is its WATCHDOG_USEC, 0 for a service that
-    never sends WATCHDOG=1. stop_seconds lie between SIGTERM and SIGKILL; main_only sends both to the main process instead
-    of killing the whole cgroup, so that what it started survives it.
+    notify: it sends READY=1 (sd_notify), within start_seconds. watchdog_seconds is its WATCHDOG_USEC, 0 for a service
+    that never sends WATCHDOG=1. stop_seconds lie between SIGTERM and SIGKILL; main_only sends both to the main process
+    instead of killing the whole cgroup, so that what it started survives it.
     """
 
     name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     cgroup: str
-    cgroup_settings: dict[str, int | str] = {}
+    cgroup_settings: dict[str, int | str] = {}  # noqa: RUF012 -- nobody writes to a specification
     rlimits: Mapping[int, tuple[int, int]] = {}
     oom_score_adj: int | None = None
     notify: bool = False
@@ -77,7 +77,13 @@ def containerd_argv(config: str = CONTAINERD_DEFAULT_CONFIG) -> tuple[str, ...]:
 def kubelet_argv(name: str, address: str | None, verbosity: int = 2) -> tuple[str, ...]:
     """Return the kubelet's command line for the decided node name and IP; without an IP it picks one itself."""
     node_ip = () if address is None else (f"--node-ip={address}",)
-    return ("/usr/bin/kubelet", f"--config={KUBELET_CONFIG}", f"--hostname-override={name}", *node_ip, f"-v={verbosity}")
+    return (
+        "/usr/bin/kubelet",
+        f"--config={KUBELET_CONFIG}",
+        f"--hostname-override={name}",
+        *node_ip,
+        f"-v={verbosity}",
+    )
 
 
 CONTAINERD = ServiceSpec(

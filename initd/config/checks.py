@@ -1,4 +1,4 @@
-"""Checks of single values that a type cannot express; each raises Mismatch, which says what was found and expected."""
+"""Checks of single values that a type cannot express; each raises MismatchError with what was found and expected."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from initd.config.errors import Mismatch
+from initd.config.errors import MismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,19 +39,19 @@ def describe(value: object) -> str:
             return str(value)
 
 
-def unknown_key(name: str, known: Collection[str]) -> Mismatch:
+def unknown_key(name: str, known: Collection[str]) -> MismatchError:
     """Make the error for a key that is none of the known ones; it says which one may have been meant."""
     from difflib import get_close_matches  # noqa: PLC0415 -- only an error needs it, and PID 1 pays for every module
 
     by_lower = {key.lower(): key for key in known}
     near = get_close_matches(name.lower(), by_lower, n=1)
     expected = by_lower[near[0]] if near else "one of " + ", ".join(sorted(known)) if len(known) < 20 else "a known one"
-    return Mismatch(expected, "an unknown key")
+    return MismatchError(expected, "an unknown key")
 
 
 def _matches(pattern: re.Pattern[str], value: str, expected: str, limit: int) -> None:
     if len(value) > limit or not pattern.fullmatch(value):
-        raise Mismatch(expected, describe(value))
+        raise MismatchError(expected, describe(value))
 
 
 def subdomain(value: str) -> None:
@@ -66,7 +66,7 @@ def node_name(value: str) -> None:
 
 def link_name(value: str) -> None:
     if not _LINK.fullmatch(value) or "/" in value or ":" in value or value in {".", ".."}:
-        raise Mismatch("a link name such as eth0, at most 15 characters", describe(value))
+        raise MismatchError("a link name such as eth0, at most 15 characters", describe(value))
 
 
 def mac(value: str) -> None:
@@ -83,29 +83,29 @@ def node_address(value: str) -> None:
     expected = "an IPv4 or IPv6 address that other hosts can reach"
     ip = _ip(value, expected)
     if ip.is_loopback or ip.is_multicast or ip.is_link_local or ip.is_unspecified:
-        raise Mismatch(expected, describe(value))
+        raise MismatchError(expected, describe(value))
 
 
 def interface_address(value: str) -> None:
     """An address with its prefix length; host bits may be set."""
     expected = "an address with its prefix length, such as 192.0.2.10/24"
     if "/" not in value or "%" in value:
-        raise Mismatch(expected, describe(value))
+        raise MismatchError(expected, describe(value))
     try:
         ipaddress.ip_interface(value)
     except ValueError:
-        raise Mismatch(expected, describe(value)) from None
+        raise MismatchError(expected, describe(value)) from None
 
 
 def destination(value: str) -> None:
     """A network with no host bits set; 0.0.0.0/0 and ::/0 are the default routes."""
     expected = "a network such as 198.51.100.0/24, with no host bits set"
     if "/" not in value or "%" in value:
-        raise Mismatch(expected, describe(value))
+        raise MismatchError(expected, describe(value))
     try:
         ipaddress.ip_network(value)
     except ValueError:
-        raise Mismatch(expected, describe(value)) from None
+        raise MismatchError(expected, describe(value)) from None
 
 
 def host(value: str) -> None:
@@ -123,18 +123,18 @@ def _ip(value: str, expected: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
             return ipaddress.ip_address(value)
         except ValueError:
             pass  # said below, in our words
-    raise Mismatch(expected, describe(value))
+    raise MismatchError(expected, describe(value))
 
 
 def size(value: str) -> None:
     expected = "a share of the memory from 5% to 90%, or at least 64Mi (suffixes Ki, Mi, Gi)"
     found = _SIZE.fullmatch(value)
     if found is None:
-        raise Mismatch(expected, describe(value))
+        raise MismatchError(expected, describe(value))
     number, unit = int(found[1]), found[2]
     good = 5 <= number <= 90 if unit == "%" else number * _UNITS.get(unit or "", 1) >= _SMALLEST
     if not good:
-        raise Mismatch(expected, describe(value))
+        raise MismatchError(expected, describe(value))
 
 
 def size_bytes(value: str, memory: int) -> int:
@@ -147,7 +147,7 @@ def size_bytes(value: str, memory: int) -> int:
 def plain(value: object, at: str = "") -> None:
     """Only what JSON can say: TOML's dates, nan and inf would break the file that is made from the value."""
     if at.count(".") + at.count("[") > _MAX_DEPTH:
-        raise Mismatch(f"at most {_MAX_DEPTH} levels", "deeper nesting", at)
+        raise MismatchError(f"at most {_MAX_DEPTH} levels", "deeper nesting", at)
     match value:
         case dict():
             for key, item in value.items():
@@ -156,13 +156,13 @@ def plain(value: object, at: str = "") -> None:
             for index, item in enumerate(value):
                 plain(item, f"{at}[{index}]")
         case float() if not math.isfinite(value):
-            raise Mismatch("a finite number", str(value), at)
+            raise MismatchError("a finite number", str(value), at)
         case int() if value.bit_length() > 63:
-            raise Mismatch("an integer of at most 64 bits", "a larger one", at)
+            raise MismatchError("an integer of at most 64 bits", "a larger one", at)
         case str() | int() | float():
             pass
         case _:
-            raise Mismatch("a string, number, boolean, array or table", f"a date or time ({value})", at)
+            raise MismatchError("a string, number, boolean, array or table", f"a date or time ({value})", at)
 
 
 def pod(value: dict[str, Any]) -> None:
@@ -170,20 +170,20 @@ def pod(value: dict[str, Any]) -> None:
     plain(value)
     for key, expected in (("apiVersion", "v1"), ("kind", "Pod")):
         if value.get(key) != expected:
-            raise Mismatch(repr(expected), describe(value[key]) if key in value else "nothing", f".{key}")
+            raise MismatchError(repr(expected), describe(value[key]) if key in value else "nothing", f".{key}")
     metadata = _table(value, "metadata")
     name = metadata.get("name")
     if not isinstance(name, str):
-        raise Mismatch("a name", "nothing" if name is None else describe(name), ".metadata.name")
+        raise MismatchError("a name", "nothing" if name is None else describe(name), ".metadata.name")
     for key in ("name", "namespace"):
         try:
             subdomain(metadata.get(key, "default"))
-        except (Mismatch, TypeError):
-            raise Mismatch("an RFC 1123 subdomain", describe(metadata[key]), f".metadata.{key}") from None
+        except (MismatchError, TypeError):
+            raise MismatchError("an RFC 1123 subdomain", describe(metadata[key]), f".metadata.{key}") from None
     containers = _table(value, "spec").get("containers")
     if not isinstance(containers, list) or not containers:
         found = "nothing" if containers is None else describe(containers)
-        raise Mismatch("an array with at least one container", found, ".spec.containers")
+        raise MismatchError("an array with at least one container", found, ".spec.containers")
 
 
 def file_names(value: dict[str, str]) -> None:
@@ -191,14 +191,14 @@ def file_names(value: dict[str, str]) -> None:
     for name in value:
         try:
             subdomain(name)
-        except Mismatch:
-            raise Mismatch("an RFC 1123 subdomain as name", describe(name)) from None
+        except MismatchError:
+            raise MismatchError("an RFC 1123 subdomain as name", describe(name)) from None
 
 
 def _table(value: dict[str, Any], key: str) -> dict[str, Any]:
     table = value.get(key)
     if not isinstance(table, dict):
-        raise Mismatch("a table", "nothing" if table is None else describe(table), f".{key}")
+        raise MismatchError("a table", "nothing" if table is None else describe(table), f".{key}")
     return table
 
 
@@ -208,7 +208,7 @@ def pods(value: list[dict[str, Any]]) -> None:
     for index, manifest in enumerate(value):
         try:
             pod(manifest)
-        except Mismatch as error:
+        except MismatchError as error:
             error.at = f"[{index}]{error.at}"
             raise
         metadata = manifest["metadata"]
@@ -216,4 +216,4 @@ def pods(value: list[dict[str, Any]]) -> None:
         first = seen.setdefault(identity, index)
         if first != index:
             found = f"{metadata['name']!r}, which static_pods[{first}] has already"
-            raise Mismatch("a name of its own", found, f"[{index}].metadata.name")
+            raise MismatchError("a name of its own", found, f"[{index}].metadata.name")

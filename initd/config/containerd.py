@@ -11,7 +11,7 @@ import sys
 PAUSE_IMAGE = "initd.local/pause:1"
 REGISTRIES = "/run/initd/containerd/certs.d"
 
-# CRI needs none of these. Each takes time and memory at start; some would write to the read-only root, or wake up for nothing.
+# CRI needs none of these. Each takes time and memory at start; some write to the read-only root or wake up for nothing.
 DISABLED_PLUGINS = (
     "io.containerd.differ.v1.erofs",
     "io.containerd.http.v1.pprof",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used: str() is one line that names source, key, what was found and what was expected.
+    """A configuration that cannot be used: str() is one line with source, key, what was found and what was expected.
 
     key is the dotted path ("network.interfaces[0].mtu"), or "" where the trouble is with the whole text.
     """
@@ -16,7 +16,7 @@ class ConfigError(Exception):
         self.problem = problem
 
 
-class Mismatch(ValueError):
+class MismatchError(ValueError):
     """Raised by a check of one value; at is the rest of the path below that value (".metadata.name"), or ""."""
 
     def __init__(self, expected: str, found: str, at: str = "") -> None:

@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from initd.config.checks import plain, size_bytes, unknown_key
-from initd.config.errors import Mismatch
+from initd.config.errors import MismatchError
 from initd.services import CONTAINERD_SOCKET, HEALTHZ_ADDRESS, HEALTHZ_PORT, STATIC_PODS
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _MIB: Final = 1 << 20
 _SYSTEM: Final = 256 * _MIB  # containerd, kubelet, shims, initd and the kernel's own, besides /var
-_LEAST_FOR_PODS: Final = 128 * _MIB  # the kubelet does not start if reservations leave nothing, eviction's 100Mi included
+_LEAST_FOR_PODS: Final = (
+    128 * _MIB
+)  # the kubelet does not start if reservations leave nothing, eviction's 100Mi included
 
 # Set by initd for its own reasons: a value from the user would break the node in ways that are hard to see.
 _FIXED: Final[Mapping[str, Any]] = {
@@ -30,7 +32,10 @@ _FIXED: Final[Mapping[str, Any]] = {
     "staticPodPath": STATIC_PODS,
     "address": HEALTHZ_ADDRESS,  # nobody can be authenticated without an API server, so nobody is served from outside
     "readOnlyPort": 0,
-    "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": False}},  # webhooks abort without a client
+    "authentication": {
+        "anonymous": {"enabled": False},
+        "webhook": {"enabled": False},
+    },  # webhooks abort without a client
     "authorization": {"mode": "AlwaysAllow"},
     "healthzBindAddress": HEALTHZ_ADDRESS,
     "healthzPort": HEALTHZ_PORT,
@@ -65,8 +70,12 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     },
 }
 # Not in a table above, yet initd's: sources of pods and addresses that would bypass what it decides.
-_REFUSED: Final = frozenset({*_FIXED, "staticPodURL", "staticPodURLHeader", "imageServiceEndpoint", "runOnce", "enableServer",
-                             "systemCgroups", "cgroupsPerQOS", "podLogsDir", "shutdownGracePeriodByPodPriority"})  # fmt: skip
+_REFUSED: Final = frozenset(
+    """
+    staticPodURL staticPodURLHeader imageServiceEndpoint runOnce enableServer systemCgroups cgroupsPerQOS podLogsDir
+    shutdownGracePeriodByPodPriority
+    """.split()  # noqa: SIM905 -- one word a line reads worse
+) | frozenset(_FIXED)
 _KNOWN: Final = frozenset(
     """
     syncFrequency fileCheckFrequency httpCheckFrequency port tlsCertFile tlsPrivateKeyFile tlsCipherSuites
@@ -87,16 +96,16 @@ _KNOWN: Final = frozenset(
     providerID kernelMemcgNotification logging enableSystemLogHandler enableSystemLogQuery crashLoopBackOff
     reservedMemory enableProfilingHandler enableDebugFlagsHandler seccompDefault memoryThrottlingFactor
     memoryReservationPolicy registerWithTaints tracing localStorageCapacityIsolation userNamespaces
-    """.split()
+    """.split()  # noqa: SIM905 -- one word a line reads worse
 )
 
 
 def check_extra(value: dict[str, Any]) -> None:
-    """Check the user's KubeletConfiguration fields: known, not initd's own, and writable as JSON. Raises Mismatch."""
+    """Check the user's KubeletConfiguration fields: known, not initd's own, JSON values. Raises MismatchError."""
     plain(value)
     for name in value:
         if name in _REFUSED:
-            raise Mismatch("a field that initd does not set itself", f"{name!r}", f".{name}")
+            raise MismatchError("a field that initd does not set itself", f"{name!r}", f".{name}")
         if name not in _KNOWN:
             error = unknown_key(name, _KNOWN)
             error.at = f".{name}"

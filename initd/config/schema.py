@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from initd.config import checks, kubelet, walk
-from initd.config.errors import ConfigError, Mismatch
+from initd.config.errors import ConfigError, MismatchError
 from initd.config.sources import COMMAND_LINE, MAX_SIZE
 
 Address = Annotated[str, Meta(extra={"check": checks.address}, extra_json_schema={"format": "ip"})]
@@ -36,7 +36,9 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = None
     address: Annotated[
         Annotated[str, Meta(extra={"check": checks.node_address}, extra_json_schema={"format": "ip"})] | None,
-        Meta(description="The node's IP address. Default: the first address that a link gets.", examples=["192.0.2.10"]),
+        Meta(
+            description="The node's IP address. Default: the first address that a link gets.", examples=["192.0.2.10"]
+        ),
     ] = None
 
 
@@ -49,7 +51,7 @@ class RouteConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def __post_init__(self) -> None:
         if self.via is not None and (":" in self.via) != (":" in self.to):
-            raise Mismatch(f"a gateway of the same family as {self.to}", checks.describe(self.via), ".via")
+            raise MismatchError(f"a gateway of the same family as {self.to}", checks.describe(self.via), ".via")
 
 
 class InterfaceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +75,7 @@ class InterfaceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.mac is None):
-            raise Mismatch("exactly one of name and mac", "neither" if self.name is None else "both")
+            raise MismatchError("exactly one of name and mac", "neither" if self.name is None else "both")
 
 
 class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,7 +99,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for index, interface in enumerate(self.interfaces):
             key = interface.name or interface.mac or ""
             if key in seen:
-                raise Mismatch("one entry for each link", f"a second one for {key}", f".interfaces[{index}]")
+                raise MismatchError("one entry for each link", f"a second one for {key}", f".interfaces[{index}]")
             seen.add(key)
 
 
@@ -124,7 +126,7 @@ class KubeletConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ContainerdConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The container runtime. A node with this table starts containerd a little later: its configuration is written first."""
+    """The container runtime. With this table containerd starts a little later: its configuration is written first."""
 
     log_level: Annotated[
         Literal["trace", "debug", "info", "warn", "error"], Meta(description="Least severe messages to log.")
@@ -161,7 +163,7 @@ class RoleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if (self.uid is None) == (self.gid is None):
-            raise Mismatch("exactly one of uid and gid", "neither" if self.uid is None else "both")
+            raise MismatchError("exactly one of uid and gid", "neither" if self.uid is None else "both")
 
 
 class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

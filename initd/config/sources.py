@@ -82,7 +82,7 @@ def _argument(argument: str) -> tuple[str, str]:
 
 
 def encode(text: str) -> str:
-    """Make the value of initd.config= (base64 of zlib) from TOML text; raises ConfigError if it is too long for a command line."""
+    """Make the value of initd.config= (base64 of zlib) from TOML text; raises ConfigError if it is too long for that."""
     import binascii  # noqa: PLC0415 -- see the module's docstring
     import zlib  # noqa: PLC0415
 
@@ -114,8 +114,8 @@ def decode(value: str, source: str) -> str:
 def oem_string(table: bytes) -> bytes | None:
     """Return what follows io.initd.config= in a raw SMBIOS table (DMTF DSP0134, 6.1.3 and 7.12), or None.
 
-    The table of /sys/firmware/dmi/tables is read and not .../dmi/entries, which a module has to make first. A table that
-    is malformed ends the search without an error: firmware makes them, and such a machine must boot all the same.
+    The table of /sys/firmware/dmi/tables is read and not .../dmi/entries, which a module has to make first. A malformed
+    table ends the search without an error: firmware makes them, and such a machine must boot all the same.
     """
     position = 0
     while position + 4 <= len(table):
@@ -135,7 +135,7 @@ def wants_early_var(text: str) -> bool:
     """Whether containerd must wait for /var or its own configuration: a [disks] or [containerd] table may be there.
 
     Without a TOML parser, and so that it errs on one side only: a needless wait costs time, an overlooked table would
-    start containerd on the wrong /var. Every top-level key stands at the start of its line, an escape may hide its name.
+    start containerd on the wrong /var. Every top-level key starts its line, and an escape may hide its name.
     """
     for line in text.splitlines():
         key = line.lstrip(" \t[")

@@ -13,14 +13,20 @@ import msgspec
 from msgspec import Meta, Struct
 
 from initd.config import checks
-from initd.config.errors import ConfigError, Mismatch
+from initd.config.errors import ConfigError, MismatchError
 
 _S = TypeVar("_S", bound=Struct)
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (?P<how>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 _EXPECTED: Final = re.compile(r"Expected `(?P<type>[^`]*)`(?P<bound> [<>]=? -?[0-9]+)?.*", re.DOTALL)
-_WORDS: Final = {"int": "an integer", "str": "a string", "bool": "true or false", "array": "an array", "object": "a table"}
+_WORDS: Final = {
+    "int": "an integer",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "a table",
+}
 
 
 class Entry(NamedTuple):
@@ -85,7 +91,7 @@ def convert(table: dict[str, Any], type_: type[_S], source: str, *, secrets: boo
         for check in (meta.extra["check"] for meta in entry.metas if meta.extra and "check" in meta.extra):
             try:
                 check(entry.value)
-            except Mismatch as error:
+            except MismatchError as error:
                 problem = str(error) if not entry.secret else "found a secret of the wrong form"
                 raise ConfigError(source, problem, entry.path + error.at) from None
     return config
@@ -94,7 +100,7 @@ def convert(table: dict[str, Any], type_: type[_S], source: str, *, secrets: boo
 def _translate(error: msgspec.ValidationError, type_: Any, table: dict[str, Any], source: str) -> ConfigError:
     at = _AT.fullmatch(str(error))
     what, path = (at["what"], (at["path"] or "").removeprefix(".")) if at else (str(error), "")
-    if isinstance(error.__cause__, Mismatch):
+    if isinstance(error.__cause__, MismatchError):
         return ConfigError(source, str(error.__cause__), path + error.__cause__.at)
     known = {entry.path: entry for entry in entries(type_, table)}
     if path.endswith("[...]"):  # msgspec does not say under which key; all such tables hold strings
