@@ -1,8 +1,8 @@
 """PID 1's log: one record a line to the kernel log as JSON, and to the console in the form that suits it.
 
 Works from the first instruction on: until `configure` has imported structlog, records wait in memory and go to the
-console only. Neither the kernel log nor the console can block PID 1: both are written without waiting, and what does not
-fit is dropped and counted. Nor does a record raise: no change of state ends halfway because its log line failed.
+console only. Neither the kernel log nor the console can block PID 1: both are written without waiting, and what does
+not fit is dropped and counted. Nor does a record raise: no change of state ends halfway because its log line failed.
 Source: the kernel's Documentation/ABI/testing/dev-kmsg.
 """
 

@@ -11,17 +11,17 @@ LOOP = 3
 
 
 class Backoff:
-    """Counts failures in a row; a process that lived `HEALTHY` seconds makes the next failure the first again."""
+    """Counts failures in a row; one that was ready for `HEALTHY` seconds makes the next failure the first again."""
 
     def __init__(self) -> None:
         self.failures = 0
 
-    def failed(self, lived: float) -> float:
-        """Note a failure of a process that lived that many seconds; returns the delay before the next start in seconds.
+    def failed(self, ready: float) -> float:
+        """Note a failure of a process that was ready for so many seconds; returns the seconds to wait before a start.
 
         The jitter (a fifth, downwards) keeps services that fail together from starting together.
         """
-        self.failures = 1 if lived >= HEALTHY else self.failures + 1
+        self.failures = 1 if ready >= HEALTHY else self.failures + 1
         longest: float = min(FIRST * 2.0 ** min(self.failures - 1, 32), LONGEST)
         return longest * (1.0 - 0.2 * os.urandom(1)[0] / 256)
 

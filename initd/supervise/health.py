@@ -9,7 +9,7 @@ import asyncio
 
 TICK = 10.0
 TIMEOUT = 5.0
-FAILURES = 3
+PATIENCE = 30.0  # how long a service may give bad answers before it is ended; one that starts takes some seconds of it
 
 # HTTP/2's connection preface and an empty SETTINGS frame (RFC 9113, 3.4); a gRPC server answers with its own SETTINGS.
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from initd import log
 from initd.events import boottime
 from initd.services import Http2SocketProbe, HttpProbe
 from initd.supervise import health
@@ -24,7 +25,10 @@ async def watch(node: Node) -> None:
     delay = SOON
     while True:
         changed.clear()
-        await asyncio.gather(*(ask(service) for service in list(node.services.values())))
+        services = list(node.services.values())
+        for outcome in await asyncio.gather(*map(ask, services), return_exceptions=True):
+            if isinstance(outcome, Exception):  # one service's fault must not end the watch over the others
+                log.exception("liveness", outcome)
         waiting = any(s.state is State.RUNNING and not s.healthy for s in node.services.values())
         delay = min(delay * 1.5, health.TICK) if waiting else health.TICK
         try:
@@ -36,7 +40,7 @@ async def watch(node: Node) -> None:
 
 
 async def ask(service: Service) -> None:
-    """Probe one service; after `health.FAILURES` bad answers in a row, or a missed watchdog, it is ended and started again."""
+    """Probe one service; bad answers for `health.PATIENCE` seconds, or a missed watchdog, end it to start it again."""
     if service.state is not State.RUNNING:
         return
     limit = service.spec.watchdog_seconds
@@ -52,12 +56,11 @@ async def ask(service: Service) -> None:
     if service.process is not process or service.state is not State.RUNNING:
         return  # the answer is about one that is gone
     if trouble is None:
-        service.unhealthy_count = 0
+        service.trouble_since = None
         service.set_healthy(True, "liveness")
         return
-    if not service.healthy and service.unhealthy_count == 0 and boottime() - service.watchdog_at < health.TICK:
-        return  # just started: READY=1 comes before the kubelet's healthz answers
-    service.unhealthy_count += 1
+    service.trouble_since = service.trouble_since or boottime()
     service.set_healthy(False, trouble)
-    if service.unhealthy_count >= health.FAILURES:
+    # In seconds, not in answers: those of a service that is just starting come quickly one after the other.
+    if boottime() - service.trouble_since >= health.PATIENCE:
         service.handle(Event.UNHEALTHY, trouble)

@@ -39,7 +39,7 @@ class NotifySocket:
         if os.path.lexists(path):
             os.unlink(path)
         self._socket.bind(path)
-        os.chmod(path, 0o666)
+        os.chmod(path, 0o600)  # services are root; a stranger must not fill its queue, nor pass descriptors to close
         self.refused = 0
 
     def fileno(self) -> int:
@@ -47,7 +47,7 @@ class NotifySocket:
         return self._socket.fileno()
 
     def receive(self, main: int | None, accept: Callable[[dict[str, str]], None]) -> None:
-        """Hand each waiting message of the process `main` to `accept`; at most `BATCH` a turn. Never blocks or raises OSError."""
+        """Hand each waiting message of the process `main` to `accept`; at most `BATCH` a turn. Never blocks."""
         for _ in range(BATCH):
             try:
                 data, ancillary, _, _ = self._socket.recvmsg(DATAGRAM_BYTES, 256, MSG_CMSG_CLOEXEC)

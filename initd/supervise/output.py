@@ -32,7 +32,7 @@ class Output:
         self._wakers: set[Callable[[], None]] = set()
 
     def drain(self) -> None:
-        """Read once what the pipe holds; never blocks. One read a turn of the loop, so that a flood delays no one else."""
+        """Read once what the pipe holds; never blocks. One read a turn, so that a flood delays no one else."""
         try:
             data = os.read(self.reader, CHUNK)
         except BlockingIOError:
@@ -40,19 +40,25 @@ class Output:
         self.feed(data)
 
     def feed(self, data: bytes) -> None:
-        """Cut `data` into lines; one longer than `LINE_BYTES` is cut there."""
-        *lines, rest = (self._rest + data).split(b"\n")
-        while len(rest) > LINE_BYTES:
-            lines.append(rest[:LINE_BYTES])
-            rest = rest[LINE_BYTES:]
-        self._rest = rest
+        """Cut `data` into lines; one longer than `LINE_BYTES` becomes several."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        before = self._count
         for line in lines:
-            self._add(line[:LINE_BYTES].decode(errors="replace"))
-        if lines:
+            self._add(self._cut(line))
+        self._rest = self._cut(self._rest)
+        if self._count > before:
             for wake in list(self._wakers):
                 wake()
 
-    def _add(self, text: str) -> None:
+    def _cut(self, line: bytes) -> bytes:
+        """Add what is over the bound; returns what is left."""
+        while len(line) > LINE_BYTES:
+            self._add(line[:LINE_BYTES])
+            line = line[LINE_BYTES:]
+        return line
+
+    def _add(self, line: bytes) -> None:
+        text = line.decode(errors="replace")
         if self._on_line is not None:
             self._on_line(text)
         self._count += 1
@@ -66,12 +72,12 @@ class Output:
         return [line for _, line in list(self._lines)[-count:]] if count > 0 else []
 
     async def follow(self, tail: int) -> AsyncIterator[LogLine]:
-        """The last `tail` lines, then each new one, for ever; `dropped` tells a reader slower than the ring what it missed."""
+        """The last `tail` lines, then each new one, for ever; `dropped` tells a slow reader how many it missed."""
         from asyncio import Event  # noqa: PLC0415 asyncio comes later than the first lines
 
         changed = Event()
         self._wakers.add(changed.set)
-        seen = self._count - min(tail, len(self._lines))
+        seen = self._count - min(max(tail, 0), len(self._lines))
         try:
             while True:
                 changed.clear()

@@ -1,6 +1,7 @@
 """The one place that reaps: children that PID 1 started, and orphans that the kernel gave it.
 
-`waitid(P_ALL, WNOWAIT)` tells who ended without reaping it, so that a child's end always reaches the one who waits for it.
+`waitid(P_ALL, WNOWAIT)` tells who ended without reaping it, so that a child's end always reaches the one who waits for
+it.
 """
 
 from __future__ import annotations

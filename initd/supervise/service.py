@@ -1,7 +1,7 @@
 """A supervised process: the one place that changes a service's state, and what the changes do.
 
-Works before the loop runs: containerd is started by PID 1's first phases, and `attach` hands pipe, notify socket and deadline
-to the loop later.
+Works before the loop runs: containerd is started by PID 1's first phases, and `attach` hands pipe, notify socket and
+deadline to the loop later.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 HISTORY = 100
 KILL_AGAIN = 2.0
 LAST_LINES = 20
+USEC_DIGITS = 20  # of an unsigned 64-bit number
 
 
 class Process(NamedTuple):
-    """A main process: its pid, a pidfd, and when it was started (seconds since boot)."""
+    """A main process: its pid and a pidfd."""
 
     pid: int
     pidfd: int
-    started: float
 
 
 class Service:
@@ -56,7 +56,8 @@ class Service:
         self.status_text = ""
         self.last_exit: str | None = None
         self.watchdog_at = 0.0
-        self.unhealthy_count = 0
+        self.trouble_since: float | None = None
+        self.retired = False
         self.history: deque[Transition] = deque(maxlen=HISTORY)
         self.output = Output()
         self.needs: Callable[[], str | None] = lambda: None
@@ -70,6 +71,7 @@ class Service:
         self._timer: asyncio.TimerHandle | None = None
         self._spawned = False
         self._failed_spawn: str | None = None
+        self._ready_at: float | None = None
         self._oom_kills = 0
 
     # What others ask for.
@@ -85,6 +87,11 @@ class Service:
     def restart(self, reason: str = "restart requested") -> None:
         """End it and start it again at once."""
         self.handle(Event.RESTART, reason)
+
+    def retire(self, reason: str) -> None:
+        """Take it down for good: at the end of the node nobody starts it any more, whatever is still under way."""
+        self.retired = True
+        self.stop(reason)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on `loop` reads the output and the notifications and keeps the deadlines."""
@@ -118,16 +125,22 @@ class Service:
     def handle(self, event: Event, reason: str) -> None:
         """Take `event` through the table: change the state, say so, do what the table says."""
         before = self.state
-        if (before, event) in IGNORED:
+        if (before, event) in IGNORED or (self.retired and event in {Event.START, Event.RESTART, Event.UNBLOCKED}):
             return
         state, action = step(before, event)
         if action is Action.SPAWN:
             self._spawn()
         if state is not before:
             self._enter(state, reason)
+        self._act(action)
+        if state is not before:
+            self.changed(self)
+
+    def _act(self, action: Action | None) -> None:
         match action:
             case Action.SPAWN if self._failed_spawn is not None:
-                self.handle(Event.SPAWN_FAILED, self._failed_spawn)
+                again = self._backoff.looping
+                self.handle(Event.EXITED_AGAIN if again else Event.SPAWN_FAILED, self._failed_spawn)
             case Action.SPAWN:
                 self._arm(self.spec.start_seconds)
             case Action.TERMINATE:
@@ -138,13 +151,15 @@ class Service:
                 self._arm(KILL_AGAIN)
             case Action.BACK_OFF:
                 self._arm(self._backoff_delay)
-            case Action.CONFIRM | Action.REST:
+            case Action.CONFIRM:
                 self._disarm()
-        if state is not before:
-            self.changed(self)
+                # The watchdog counts from here: until now the start's deadline held.
+                self._ready_at = self.watchdog_at = boottime()
+            case Action.REST:
+                self._disarm()
 
     def set_healthy(self, healthy: bool, reason: str) -> None:
-        """Note what liveness said; `FAILURES` bad answers in a row are up to the caller."""
+        """Note what liveness said; what follows from bad answers is up to the caller."""
         if healthy != self.healthy:
             self.healthy = healthy
             self._events.emit("service", name=self.spec.name, state=self.state.value, healthy=healthy, reason=reason)
@@ -158,7 +173,7 @@ class Service:
         )
         if state is not State.RUNNING:
             self.healthy = False
-            self.unhealthy_count = 0
+            self.trouble_since = None
         write = log.warning if state in {State.BACKOFF, State.CRASH_LOOP, State.FAILING} else log.info
         write(f"{self.spec.name}: {state.value}", reason=reason, pid=pid)
         self._events.emit(
@@ -168,13 +183,14 @@ class Service:
     # Its process.
 
     def _spawn(self) -> None:
-        self._failed_spawn = None
+        self._failed_spawn = self._ready_at = None
         if self._spawned:
             self.restarts += 1
         self._spawned = True
         cgroup = null = -1
         try:
-            cgroups.configure(self.spec.cgroup, self.spec.cgroup_settings)
+            for line in cgroups.configure(self.spec.cgroup, self.spec.cgroup_settings):
+                log.warning(f"{self.spec.name}: cgroup setting refused", setting=line)
             cgroup = cgroups.open_directory(self.spec.cgroup)
             null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             child = native.spawn(
@@ -187,8 +203,8 @@ class Service:
                     oom_score_adj=self.spec.oom_score_adj,
                 )
             )
-        except OSError as error:
-            # Also EAGAIN and ENOMEM of the fork: a reason to wait, not to fall.
+        except Exception as error:  # noqa: BLE001 whatever it is (ENOMEM, a NUL in argv): a reason to wait, not to fall
+            self.ended()
             self._failed_spawn = str(error)
             self._backoff_delay = self._backoff.failed(0.0)
             return
@@ -196,8 +212,7 @@ class Service:
             for descriptor in (cgroup, null):
                 if descriptor >= 0:
                     os.close(descriptor)
-        self.process = Process(child.pid, child.pidfd, boottime())
-        self.watchdog_at = boottime()
+        self.process = Process(child.pid, child.pidfd)
         self.status_text = ""
         self._oom_kills = cgroups.oom_kills(self.spec.cgroup)
         self._reaper.watch(child.pid, self._ended)
@@ -219,7 +234,7 @@ class Service:
         """Called when a new process is there."""
 
     def ended(self) -> None:
-        """Called when the process is gone."""
+        """Called when the process is gone, or did not come to be."""
 
     def _ended(self, end: Exit) -> None:
         process, self.process = self.process, None
@@ -237,21 +252,25 @@ class Service:
             if missing is not None and self.state is not State.FAILING:
                 self.handle(Event.EXITED_EARLY, f"{self.last_exit}; waits for {missing}")
                 return
-            self._backoff_delay = self._backoff.failed(boottime() - process.started)
+            ready = 0.0 if self._ready_at is None else boottime() - self._ready_at
+            self._backoff_delay = self._backoff.failed(ready)
         self.handle(Event.EXITED_AGAIN if self._backoff.looping else Event.EXITED, self.last_exit)
 
     def _terminate(self) -> None:
         if self.process is None:
             return
-        native.pidfd_send_signal(self.process.pidfd, signal.SIGTERM)
-        # SIGTERM stays pending in a stopped process until it goes on.
-        native.pidfd_send_signal(self.process.pidfd, signal.SIGCONT)
+        try:
+            native.pidfd_send_signal(self.process.pidfd, signal.SIGTERM)
+            # SIGTERM stays pending in a stopped process until it goes on.
+            native.pidfd_send_signal(self.process.pidfd, signal.SIGCONT)
+        except OSError as error:
+            log.error(f"{self.spec.name}: cannot be told to end", error=str(error))  # the deadline kills it
 
     def _kill(self) -> None:
         try:
             if not self.spec.main_only:
                 cgroups.kill(self.spec.cgroup)
-            elif self.process is not None:
+            if self.process is not None:  # wherever it has moved to
                 native.pidfd_send_signal(self.process.pidfd, signal.SIGKILL)
         except OSError as error:
             log.error(f"{self.spec.name}: cannot be killed", error=str(error))
@@ -292,7 +311,8 @@ class Service:
             self.handle(Event.UNHEALTHY, "asked to be ended (WATCHDOG=trigger)")
         if "EXTEND_TIMEOUT_USEC" in message and self._deadline is not None:
             asked = message["EXTEND_TIMEOUT_USEC"]
-            if asked.isdecimal() and self.state is State.STARTING:
-                self._arm(min(int(asked) / 1e6, self.spec.start_seconds))
+            if asked.isdecimal() and len(asked) <= USEC_DIGITS and self.state is State.STARTING:
+                longer = min(int(asked) / 1e6, self.spec.start_seconds)
+                self._arm(max(longer, self._deadline - boottime()))
         if message.get("READY") == "1":
             self.handle(Event.READY, "ready")

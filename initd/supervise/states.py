@@ -1,6 +1,7 @@
 """The state machine of a service: a pure table, no I/O.
 
-A service is in one of these states. Its desired state (up or down) is not stored beside them: `WANTED` says it for each.
+A service is in one of these states. Its desired state (up or down) is not stored beside them: `WANTED` says it for
+each.
 
     down         no process, and none is wanted
     blocked      wanted, but it ended early because what it needs was not there yet; starts when that is
@@ -12,12 +13,12 @@ A service is in one of these states. Its desired state (up or down) is not store
     backoff      ended unasked; starts again when its delay is over
     crash-loop   the same after several failures in a row: a state of its own, so that it is seen
 
-What happens to it is an `Event`. `step` looks the pair up: every pair has an entry, those in which nothing is to be done
-too (`IGNORED`), so that a test can hold the table to be complete. The actions are carried out by `service.Service`.
+What happens to it is an `Event`. `step` looks the pair up: every pair has an entry, those in which nothing is to be
+done too (`IGNORED`), so that a test can hold the table to be complete. `service.Service` carries the actions out.
 
 At most one main process lives: SPAWN stands only in rows that leave a state without a process, or that an end of the
-process leads out of. A stop always ends: TERMINATE arms a deadline, its TIMER kills, and goes on killing. A start during a
-stop is not lost: it makes `stopping` into `restarting`.
+process leads out of. A stop always ends: TERMINATE arms a deadline, its TIMER kills, and goes on killing. A start
+during a stop is not lost: it makes `stopping` into `restarting`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Event(Enum):
     READY = "ready"
     UNHEALTHY = "liveness failed"
     EXITED = "exited"
-    EXITED_AGAIN = "exited again"  # as the latest of several failures in a row
+    EXITED_AGAIN = "exited again"  # or could not be started: the latest of several failures in a row
     EXITED_EARLY = "exited before what it needs was there"
     SPAWN_FAILED = "could not be started"
     UNBLOCKED = "what it needs is there"
