@@ -247,7 +247,7 @@ async def configure_network(node: Node) -> None:
 
     worker = node.workers["network"]
     wanted = msgspec.to_builtins(node.config.network if node.config is not None else NetworkConfig())
-    worker.on_notification["state"] = node.network_changed
+    worker.on("state", node.network_changed)
 
     def configure() -> None:
         node.spawn_task(worker.call("configure", wanted), "network configuration")

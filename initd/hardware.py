@@ -16,8 +16,8 @@ async def settled(node: Node) -> None:
     done = asyncio.Event()
 
     def on_settled(summary: dict[str, Any]) -> None:
-        log.info("devices settled", **summary)
         done.set()
+        log.info("devices settled", **{key: summary.get(key) for key in ("modules", "devices", "milliseconds")})
 
     def on_device(device: dict[str, Any]) -> None:
         node.events.emit("device", **{key: device.get(key) for key in ("action", "subsystem", "devpath", "devname")})
@@ -26,5 +26,6 @@ async def settled(node: Node) -> None:
         shutdown.request(node, "shutdown", by="power button")
 
     worker = node.workers["devices"]
-    worker.on_notification |= {"settled": on_settled, "device": on_device, "power_button": on_power_button}
+    for method, handler in (("settled", on_settled), ("device", on_device), ("power_button", on_power_button)):
+        worker.on(method, handler)
     await done.wait()

@@ -18,18 +18,23 @@ if TYPE_CHECKING:
     from initd.events import EventLog
     from initd.services import ServiceSpec
     from initd.supervise.reap import Reaper
+    from initd.supervise.service import Process
 
 LINK = 3
 CHUNK = 256 << 10
 TIMEOUT = 30.0
+DEAF_SECONDS = 1.0
+UNSENT_BYTES = 1 << 20
+KINDS = 16  # of notifications kept for a handler to come
 
 
 class Worker(Service):
-    """A supervised worker. `idle_seconds` > 0: it is started by the first call and stopped when none came for that long."""
+    """A supervised worker. `idle_seconds` > 0: a call starts it, and it is stopped when none came for that long."""
 
     def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper, idle_seconds: float = 0.0) -> None:
         super().__init__(spec, events, reaper)
-        self.on_notification: dict[str, Callable[..., None]] = {}
+        self._handlers: dict[str, Callable[..., None]] = {}
+        self._unheard: dict[str, list[Any]] = {}
         self.on_start: Callable[[], None] = lambda: None
         self._idle_seconds = idle_seconds
         self._socket: Socket | None = None
@@ -41,11 +46,16 @@ class Worker(Service):
         self._idle_timer: asyncio.TimerHandle | None = None
         self._is_up: asyncio.Event | None = None
 
+    def on(self, method: str, handler: Callable[..., None]) -> None:
+        """Have notifications `method` go to `handler` from now on; the last that came too early to be heard, at once."""
+        self._handlers[method] = handler
+        if method in self._unheard:
+            self._notified(method, self._unheard.pop(method))
+
     def _descriptors(self) -> dict[int, int]:
-        ours, self._child_end = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-        ours.setblocking(False)
         self._close()
-        self._socket = ours
+        self._socket, self._child_end = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        self._socket.setblocking(False)
         return {LINK: self._child_end.fileno()}
 
     def started(self) -> None:
@@ -66,6 +76,8 @@ class Worker(Service):
 
     def _up(self) -> None:
         self.handle(Event.READY, "running")
+        if self.state is not State.RUNNING:
+            return  # it has ended in between, or is about to
         if self._is_up is not None:
             self._is_up.set()
         self.on_start()
@@ -83,6 +95,9 @@ class Worker(Service):
         self._loop.add_reader(self._socket.fileno(), self._readable)
 
     def _close(self) -> None:
+        if self._child_end is not None:
+            self._child_end.close()
+            self._child_end = None
         if self._socket is not None:
             if self._loop is not None:
                 self._loop.remove_reader(self._socket.fileno())
@@ -110,13 +125,15 @@ class Worker(Service):
             await self._wake()
         if self._socket is None or self._loop is None:
             raise self._unavailable(self.last_exit or "not running")
+        if len(self._unsent) > UNSENT_BYTES:
+            raise self._unavailable("it does not read what it is asked")
+        self._msgid = msgid = self._msgid % 0xFFFF_FFFF + 1
+        request = encode(Request(msgid, method, list(params)))
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        self._msgid += 1
-        msgid = self._msgid
         future: asyncio.Future[Any] = self._loop.create_future()
         self._calls[msgid] = future
-        self._send(encode(Request(msgid, method, list(params))))
+        self._send(request)
         try:
             async with asyncio.timeout(timeout):
                 return await future
@@ -179,6 +196,7 @@ class Worker(Service):
         if not data:
             if self._loop is not None:
                 self._loop.remove_reader(self._socket.fileno())
+                self._loop.call_later(DEAF_SECONDS, self._deaf, self.process)
             return
         try:
             messages = self._decoder.feed(data)
@@ -195,6 +213,11 @@ class Worker(Service):
                 case _:
                     log.warning(f"{self.spec.name}: calls PID 1, which serves no worker", message=repr(message)[:200])
 
+    def _deaf(self, process: Process | None) -> None:
+        """A worker that closed its end ends soon; one that does not is of no use any more."""
+        if self.process is process:
+            self.handle(Event.UNHEALTHY, "closed its link")
+
     def _answer(self, msgid: int, error: Any, result: object) -> None:
         from initd.api.protocol import ApiError  # noqa: PLC0415
 
@@ -207,8 +230,10 @@ class Worker(Service):
             future.set_exception(ApiError.from_wire(error))
 
     def _notified(self, method: str, params: list[Any]) -> None:
-        handler = self.on_notification.get(method)
+        handler = self._handlers.get(method)
         if handler is None:
+            if len(self._unheard) < KINDS:
+                self._unheard[method] = params
             return
         try:
             handler(*params)
