@@ -133,13 +133,15 @@ class Cache:
             )
 
 
-def run(argv: list[str], *, hint: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-    """Run a command and return its standard output.
+def run(
+    argv: list[str], *, hint: str, env: dict[str, str] | None = None, cwd: Path | None = None, text: str = ""
+) -> str:
+    """Run a command with `text` as its standard input and return its standard output.
 
     Raises BuildError with the last lines of its output and `hint`.
     """
     try:
-        result = subprocess.run(argv, check=False, capture_output=True, text=True, env=env, cwd=cwd, stdin=subprocess.DEVNULL)
+        result = subprocess.run(argv, check=False, capture_output=True, text=True, env=env, cwd=cwd, input=text)
     except FileNotFoundError as error:
         raise BuildError(f"{error.filename} is missing", "run `make` or `python3 rootfs/host.py`, which installs it") from None
     if result.returncode != 0:

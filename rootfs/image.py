@@ -1,0 +1,75 @@
+"""The disk: the root tree as a compressed erofs in one partition of a GPT. No loop device, no mount, no clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rootfs.debian import Package
+    from rootfs.tools import Tools
+
+PARTITION = "initd-root-a"
+ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"  # x86-64 root, UAPI Discoverable Partitions Specification
+# Fixed, so that equal trees give equal disks.
+DISK_UUID = "0B0A2C6E-6B1D-4F0E-9E7C-1A2B3C4D5E01"
+PARTITION_UUID = "0B0A2C6E-6B1D-4F0E-9E7C-1A2B3C4D5E02"
+EROFS_UUID = "0B0A2C6E-6B1D-4F0E-9E7C-1A2B3C4D5E03"
+EROFS_OPTIONS = ("-zzstd,level=3", "-C65536")
+MEBIBYTE = 1 << 20
+SECTOR = 512
+
+
+def make_disk(tree: Path, disk: Path, tools: Tools, options: Iterable[str] = EROFS_OPTIONS) -> None:
+    """Write the erofs of `tree` into the root partition of the GPT image `disk`, which is made."""
+    disk.touch()
+    binds = {"tree": tree, "out": disk.parent}
+    erofs = disk.parent / "root.erofs"
+    tools.run(
+        "mkfs.erofs", "--quiet", "-x-1", "-T0", f"-U{EROFS_UUID}", "--all-root", f"--workers={os.cpu_count()}", *options,
+        f"/mnt/out/{erofs.name}", "/mnt/tree", binds=binds,
+    )  # fmt: skip
+    size = erofs.stat().st_size
+    with disk.open("wb") as target, erofs.open("rb") as source:
+        os.truncate(disk, (size // MEBIBYTE + 3) * MEBIBYTE)
+        offset = MEBIBYTE
+        while count := os.copy_file_range(source.fileno(), target.fileno(), 1 << 30, offset_dst=offset):
+            offset += count
+    erofs.unlink()
+    table = (
+        f"label: gpt\nlabel-id: {DISK_UUID}\n"
+        f"start={MEBIBYTE // SECTOR}, size={-(-size // SECTOR)}, type={ROOT_TYPE}, uuid={PARTITION_UUID}, name={PARTITION}\n"
+    )
+    tools.run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", f"/mnt/out/{disk.name}", binds=binds, text=table)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def manifest(tree: Path, files: Iterable[Path], packages: Iterable[Package], versions: dict[str, str], *, moved_on: bool) -> dict[str, Any]:
+    """What the image holds: versions, sizes in bytes (uncompressed by part), packages and hashes of `files`."""
+    parts = ("usr/bin", "usr/sbin", "usr/lib/cni", "usr/lib/initd", "usr/lib/modules", "usr/lib/python3.13", "usr/lib/x86_64-linux-gnu")
+    return {
+        "versions": versions,
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files},
+        "tree": {"all": _size_of(tree), **{part: _size_of(tree / part) for part in parts}},
+        "mirror_moved_on": moved_on,
+        "packages": {package.name: {"version": package.version, "sha256": package.sha256} for package in packages},
+    }
+
+
+def write_manifest(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as JSON, keys sorted."""
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
