@@ -1,7 +1,8 @@
 """Whether KVM runs a guest here, as opposed to merely being there.
 
-/dev/kvm may exist and open and still not execute a kernel (nested virtualisation without the instructions that early boot uses), so the only probe
-that means something is a boot. It takes a few hundred milliseconds where KVM works, and its verdict is kept until the host reboots.
+/dev/kvm may exist and open and still not execute a kernel (nested virtualisation without the instructions that early
+boot uses), so the only probe that means something is a boot. It takes a few hundred milliseconds where KVM works, and
+its verdict is kept until the host reboots.
 """
 
 from __future__ import annotations
@@ -55,20 +56,19 @@ def _probe(qemu: str, kernel: Path) -> bool:
     ]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as guest:
         try:
-            return _reaches(guest, _ALIVE, _DEAD)
+            return guest.stdout is not None and _reaches(guest.stdout.fileno(), _ALIVE, _DEAD)
         finally:
             guest.kill()
 
 
-def _reaches(guest: subprocess.Popen[bytes], alive: bytes, dead: bytes) -> bool:
-    assert guest.stdout is not None  # it is a pipe
+def _reaches(output: int, alive: bytes, dead: bytes) -> bool:
     deadline = time.monotonic() + _PROBE_SECONDS
     seen = b""
     with selectors.DefaultSelector() as selector:
-        selector.register(guest.stdout, selectors.EVENT_READ)
+        selector.register(output, selectors.EVENT_READ)
         while dead not in seen and (left := deadline - time.monotonic()) > 0:
             if selector.select(left):
-                data = os.read(guest.stdout.fileno(), 65536)
+                data = os.read(output, 65536)
                 if not data:
                     return False
                 seen += data

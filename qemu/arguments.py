@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from qemu.net import Network
 
-# What every boot of a node says to the kernel: the console is the first serial port, and whoever holds the other end of io.initd.api is the host, so
-# it is given every right.
+# What every boot of a node says to the kernel: the console is the first serial port, and whoever holds the other end of
+# io.initd.api is the host, so it is given every right.
 KERNEL_ARGUMENTS = (
     "console=ttyS0 loglevel=4 printk.devkmsg=on panic=10 random.trust_cpu=on"
     " initd.root=initd-root-a initd.api.serial=admin"
@@ -28,7 +28,9 @@ HOTPLUG_PORTS = 2  # hotplug0, hotplug1: free slots for device_add; q35's root b
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine to be: memory in MiB, files as paths, console as a file, api and qmp as descriptors of connected sockets."""
+    """A machine to be: memory in MiB, files as paths, console as a file, api and qmp as descriptors of connected
+    sockets.
+    """
 
     name: str
     memory: int

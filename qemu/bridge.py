@@ -2,10 +2,12 @@
 
 The bridge has a thread with an asyncio loop of its own; every public method may be called from any thread.
 
-- A frame goes to the guest in one piece. A client whose frame does not fit now is not read further; the others wait for nobody but the guest.
-- A client that does not read what it asked for is cut off at CLIENT_BUFFER bytes. One that vanishes has its calls cancelled.
-- When PID 1 is replaced (a reboot, an exec of itself), outstanding calls are answered UNAVAILABLE, clients stay connected, and a hello with a fresh
-  nonce is sent until it is answered.
+- A frame goes to the guest in one piece. A client whose frame does not fit now is not read further; the others wait for
+  nobody but the guest.
+- A client that does not read what it asked for is cut off at CLIENT_BUFFER bytes. One that vanishes has its calls
+  cancelled.
+- When PID 1 is replaced (a reboot, an exec of itself), outstanding calls are answered UNAVAILABLE, clients stay
+  connected, and a hello with a fresh nonce is sent until it is answered.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from initd.api.protocol import ApiError, Code, Decoder, Message, Notification, ProtocolError, Request, Response, encode
 from qemu.errors import MachineStoppedError, MachineTimeoutError
-from qemu.mux import Line, Multiplexer
+from qemu.mux import FROM_CLIENT, Line, Multiplexer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -35,6 +37,7 @@ _GUEST_BUFFER = 256 << 10
 _CHUNK = 64 << 10
 _HELLO_INTERVAL = 0.25  # seconds between hellos that nobody answered
 _PROBE_TIMEOUT = 2.0  # seconds that a PID 1 has to answer before it is taken for another one that waits for a hello
+_SILENCE = 5.0  # seconds without a byte from the guest after a request, before it is probed
 _OBSERVER, _PROBE, _FIRST_CLIENT = 0, 1, 2  # the bridge's own calls have client numbers too
 
 
@@ -49,7 +52,9 @@ class Observer(Protocol):
 
 
 class Bridge:
-    """Serves path for the guest at the other end of line, a connected stream socket that the bridge owns from now on."""
+    """Serves path for the guest at the other end of line, a connected stream socket that the bridge owns from now
+    on.
+    """
 
     def __init__(self, line: socket.socket, path: Path, observer: Observer | None = None) -> None:
         self._line = line
@@ -59,6 +64,7 @@ class Bridge:
         self._mux = Multiplexer()
         self._numbers = itertools.count(_FIRST_CLIENT)
         self._clients: dict[int, asyncio.StreamWriter] = {}
+        self._doubt: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"bridge {path}", daemon=True)
@@ -78,6 +84,7 @@ class Bridge:
             listener.bind(str(self._path))
         except OSError:
             listener.close()
+            self._line.close()
             raise
         self._listener = listener
         self._thread.start()
@@ -95,7 +102,9 @@ class Bridge:
         self._post(self._resync)
 
     def opened(self) -> None:
-        """Take note that the port was opened. QEMU may say so late, when the opener already answered: then it is asked before it is doubted."""
+        """Take note that the port was opened. QEMU may say so late, when the opener already answered: then it is asked
+        before it is doubted.
+        """
         self._post(self._probe)
 
     def wait(self, timeout: float) -> VersionInfo:
@@ -103,7 +112,9 @@ class Bridge:
         return self._wait(0, timeout)
 
     def verify(self, timeout: float) -> VersionInfo:
-        """Send a hello with a fresh nonce and return who echoes it. Ends outstanding calls (UNAVAILABLE), as any hello does."""
+        """Send a hello with a fresh nonce and return who echoes it. Ends outstanding calls (UNAVAILABLE), as any hello
+        does.
+        """
         with self._changed:
             fresh = self._asked + 1
         self._post(self._resync)
@@ -172,6 +183,9 @@ class Bridge:
         self._finished.set()
 
     def _from_guest(self, data: bytes) -> None:
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
         was_in_step = self._state.version is not None
         try:
             messages = self._state.feed(data)
@@ -195,14 +209,15 @@ class Bridge:
             self._version = None
             self._asked += 1
         self._guest.write(self._state.hello())
-        for client, response in self._mux.reset(ApiError(Code.UNAVAILABLE, "the node was restarted during the call")):
+        for client, response in self._mux.reset(ApiError(Code.UNAVAILABLE, "the connection to the node began afresh")):
             self._deliver(client, response)
 
     async def _keep_saying_hello(self) -> None:
         while True:
             await self._out_of_step.wait()
             await asyncio.sleep(_HELLO_INTERVAL)
-            # While nobody has the port open QEMU leaves the last hello unread, and another one would only queue up behind it.
+            # While nobody has the port open QEMU leaves the last hello unread, and another one would only queue up
+            # behind it.
             if (
                 self._state.version is None
                 and not self._guest.transport.get_write_buffer_size()
@@ -211,13 +226,14 @@ class Bridge:
                 self._guest.write(self._state.hello_again())
 
     def _probe(self) -> None:
+        self._doubt = None
         if self._state.version is not None:
             self._spawn(self._ask_for_life())
 
     async def _ask_for_life(self) -> None:
         version = self._state.version
         self._mux.drop(_PROBE)
-        self._guest.write(encode(self._mux.request(_PROBE, Request(0, "version", []))))
+        self._request(_PROBE, Request(0, "version", []))
         self._probed = asyncio.Event()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._probed.wait(), _PROBE_TIMEOUT)
@@ -227,14 +243,14 @@ class Bridge:
     def _observe(self) -> None:
         if self._observer is not None and self._state.version is not None:
             after = self._observer.answered(self._state.version)
-            self._guest.write(encode(self._mux.request(_OBSERVER, Request(0, "events", [after, True]))))
+            self._request(_OBSERVER, Request(0, "events", [after, True]))
 
     # The clients' side.
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = next(self._numbers)
         self._clients[client] = writer
-        decoder = Decoder()
+        decoder = Decoder(FROM_CLIENT)
         try:
             while (data := await reader.read(_CHUNK)) and await self._take(client, decoder, data):
                 pass
@@ -274,7 +290,7 @@ class Bridge:
                 return
             case Request():
                 try:
-                    self._guest.write(encode(self._mux.request(client, message)))
+                    self._request(client, message)
                 except ApiError as error:
                     self._deliver(client, Response(message.msgid, error.to_wire(), None))
                     return
@@ -283,17 +299,23 @@ class Bridge:
         if self._guest.transport.get_write_buffer_size() > _GUEST_BUFFER:
             await self._room()
 
+    def _request(self, client: int, request: Request) -> None:
+        self._guest.write(encode(self._mux.request(client, request)))
+        # The node may have ended the session without a word that got through; then nobody else would ever notice.
+        if self._doubt is None:
+            self._doubt = self._loop.call_later(_SILENCE, self._probe)
+
     async def _room(self) -> None:
-        waits = {self._loop.create_task(self._guest.drain()), self._loop.create_task(self._lost_step())}
+        waits: set[asyncio.Task[Any]] = {
+            self._loop.create_task(self._guest.drain()),
+            self._loop.create_task(self._out_of_step.wait()),
+        }
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-
-    async def _lost_step(self) -> None:
-        await self._out_of_step.wait()
 
     def _deliver(self, client: int, message: Message) -> None:
         if client == _PROBE:
@@ -310,7 +332,8 @@ class Bridge:
             case Notification(params=[_, dict(event)]) if self._observer is not None:
                 self._observer.event(event)
             case Response():
-                # The stream ended although the line did not: the node cut us off. Begin again after a pause, in which the line may have gone as well.
+                # The stream ended although the line did not: the node cut us off. Begin again after a pause, in which
+                # the line may have gone as well.
                 self._loop.call_later(1.0, self._observe_again, self._state.version)
 
     def _observe_again(self, version: VersionInfo | None) -> None:

@@ -15,7 +15,9 @@ _RESERVE = (
 
 
 def cache() -> Path:
-    """Return the folder for what may be large: ${XDG_CACHE_HOME:-~/.cache}/initd. /run and /tmp are memory on many hosts."""
+    """Return the folder for what may be large: ${XDG_CACHE_HOME:-~/.cache}/initd. /run and /tmp are memory on many
+    hosts.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "initd"
 
 
@@ -23,8 +25,8 @@ def cache() -> Path:
 class Disk:
     """One more disk, as /dev/vdX in the guest.
 
-    size: bytes of a new, empty disk that goes away with the machine; path: a raw image that exists and stays. Exactly one of them.
-    serial: at most 20 characters, what /sys/block/vdX/serial says.
+    size: bytes of a new, empty disk that goes away with the machine; path: a raw image that exists and stays. Exactly
+    one of them. serial: at most 20 characters, what /sys/block/vdX/serial says.
     """
 
     size: int = 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class HarnessError(Exception):
-    """The harness cannot do what it was asked. hint is the next step for whoever reads it, detail what helps to understand it (a console's tail)."""
+    """The harness cannot do what it was asked. hint is the next step for whoever reads it, detail what helps to
+    understand it (a console's tail).
+    """
 
     def __init__(self, message: str, hint: str = "", detail: str = "") -> None:
         super().__init__(message)

@@ -79,7 +79,8 @@ class Journal:
     def events(self, since: int, timeout: float) -> Iterator[Mapping[str, Any]]:
         """Yield the events after since in this boot, then all of later boots, as they come.
 
-        Raises MachineTimeoutError timeout seconds after the first was asked for, and MachineStoppedError once the machine stopped and all are told.
+        Raises MachineTimeoutError timeout seconds after the first was asked for, and MachineStoppedError once the
+        machine stopped and all are told.
         """
         deadline = time.monotonic() + timeout
         with self._changed:

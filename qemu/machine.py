@@ -24,7 +24,7 @@ from qemu.qmp import QmpClient
 from qemu.until import Condition, condition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -58,9 +58,9 @@ class Files:
 class Machine:
     """One virtual machine, from start() to stop(). As a context manager it is started, and killed at the end.
 
-    name: unique among the user's machines; `initctl --vm NAME` finds it. image: what to boot, by default what rootfs builds.
-    config: the node's configuration as TOML text (or anything else, to see what the node makes of it), given through fw_cfg; None for none.
-    memory: MiB. kernel_arguments are appended to the standard ones.
+    name: unique among the user's machines; `initctl --vm NAME` finds it. image: what to boot, by default what rootfs
+    builds. config: the node's configuration as TOML text (or anything else, to see what the node makes of it), given
+    through fw_cfg; None for none. memory: MiB. kernel_arguments are appended to the standard ones.
     """
 
     def __init__(
@@ -77,7 +77,6 @@ class Machine:
     ) -> None:
         self.name = name
         self.journal = Journal()
-        self.resets = 0  # how often the machine was reset, by the guest or from outside
         self._image = image
         self._config = config
         self._memory = memory
@@ -108,14 +107,16 @@ class Machine:
     # Life.
 
     def start(self) -> None:
-        """Start QEMU; returns when it runs, long before the node does. Raises HarnessError, which says what is missing."""
+        """Start QEMU; returns when it runs, long before the node does. Raises HarnessError, which says what is
+        missing.
+        """
         if self._process is not None:
             raise HarnessError(f"machine {self.name} was started already")
         qemu = shutil.which(QEMU)
         if qemu is None:
             raise HarnessError(f"{QEMU} is not installed", "install it: apt-get install qemu-system-x86")
         try:
-            self._start(qemu, self._image or _built())
+            self._start(qemu, self._image or built())
         except BaseException:
             self.kill()
             raise
@@ -259,7 +260,9 @@ class Machine:
                 self._qmp.execute(command, args)
 
     def port(self, guest: int) -> int:
-        """Return the port of 127.0.0.1 that is forwarded to a TCP port of the guest, which one of the networks must name in `forward`."""
+        """Return the port of 127.0.0.1 that is forwarded to a TCP port of the guest, which one of the networks must
+        name in `forward`.
+        """
         found = forwards(self.qmp("human-monitor-command", command_line="info usernet"))
         if guest not in found:
             raise HarnessError(
@@ -287,7 +290,8 @@ class Machine:
         return Client(str(self._folder / "api.sock"))
 
     def events(self, since: int = 0, timeout: float = 120.0) -> Iterator[Mapping[str, Any]]:
-        """Yield the API's events after the sequence number `since` of this boot and all of later boots, as they come, for timeout seconds.
+        """Yield the API's events after the sequence number `since` of this boot and all of later boots, as they come,
+        for timeout seconds.
 
         Raises MachineTimeoutError at the end of that time, and MachineStoppedError as soon as QEMU is gone.
         """
@@ -295,7 +299,8 @@ class Machine:
             yield from self.journal.events(since, timeout)
 
     def wait_for(self, what: str | Condition, timeout: float = 120.0, since: int = 0) -> Mapping[str, Any]:
-        """Return the first event that is `what`: text as qemu.until reads it ("ready", "service:kubelet:running") or a predicate.
+        """Return the first event that is `what`: text as qemu.until reads it ("ready", "service:kubelet:running") or a
+        predicate.
 
         Looks at all events of this boot after the sequence number since, past ones too. Raises as events() does.
         """
@@ -308,8 +313,14 @@ class Machine:
         """The number of the last event so far: wait_for(..., since=last_seq) waits for what comes after now."""
         return self.journal.last_seq
 
+    def wait_api(self, timeout: float = 60.0) -> VersionInfo:
+        """Wait until the node answers on its API channel, in whatever state it is; return who answers."""
+        with self._explained():
+            return self._bridge.wait(timeout)
+
     def verify(self, timeout: float = 30.0) -> VersionInfo:
-        """Return who echoes a fresh nonce over the API channel: the proof that a living PID 1 speaks, not a line on a console.
+        """Return who echoes a fresh nonce over the API channel: the proof that a living PID 1 speaks, not a line on a
+        console.
 
         Ends the calls that are outstanding on the channel (UNAVAILABLE); event iterators go on.
         """
@@ -329,7 +340,6 @@ class Machine:
     def _on_qmp(self, event: Mapping[str, Any]) -> None:
         match event:
             case {"event": "RESET"}:
-                self.resets += 1
                 self.journal.reset()
                 self._bridge.lost()
             case {"event": "VSERPORT_CHANGE", "data": {"id": "api", "open": False}}:
@@ -360,12 +370,16 @@ def disks_folder(name: str) -> Path:
     return disks.cache() / "vms" / name
 
 
-def _built() -> Bootable:
-    """Return the image of this tree, built if it is not in the cache."""
-    from rootfs import build  # noqa: PLC0415 - not there when only the package is installed; whoever gives an image does not need it
+def built() -> Bootable:
+    """Return the image of this tree, built if it is not in the cache. Raises HarnessError."""
+    # Not there when only the package is installed, and not needed by whoever gives an image.
+    from rootfs import build  # noqa: PLC0415
+    from rootfs.progress import BuildError, Progress  # noqa: PLC0415
 
-    progress: Callable[[str], None] = print
-    return build.image(progress)
+    try:
+        return build.image(Progress())
+    except BuildError as error:
+        raise HarnessError(error.message, error.hint) from error
 
 
 def _tail(path: Path, characters: int) -> str:

@@ -1,7 +1,8 @@
 """Many clients on one serial line, without I/O: which call is whose, and where the line is in step.
 
-A serial port is one stream of bytes without peers, and it does not say when the other end was replaced in the middle of a frame. Two parts deal with
-that: Line finds the point from which frames can be trusted, Multiplexer gives each call of each client a number of its own on the line.
+A serial port is one stream of bytes without peers, and it does not say when the other end was replaced in the middle of
+a frame. Two parts deal with that: Line finds the point from which frames can be trusted, Multiplexer gives each call of
+each client a number of its own on the line.
 """
 
 from __future__ import annotations
@@ -29,21 +30,25 @@ from initd.api.protocol import (
     Response,
     encode,
 )
+from initd.api.session import MAX_RESPONSE, REQUEST_LIMITS
 
 if TYPE_CHECKING:
     from initd.api.types import VersionInfo
 
-MAX_CALLS = 256  # outstanding calls of one client
+MAX_CALLS = 32  # outstanding calls of one client: half of what the node runs for the whole line
 
-# What goes to a client was bounded by the node already; the node's own bound is the same, and an answer may carry a frame more of headers.
-_FROM_GUEST = Limits(message=(1 << 20) + 4096)
+# A frame that the node refuses ends the session of every client, so what a client may send is bounded here: by the
+# node's own limits, less what the msgid may grow when it is renumbered.
+FROM_CLIENT = REQUEST_LIMITS._replace(message=REQUEST_LIMITS.message - 8)
+_FROM_GUEST = Limits(message=MAX_RESPONSE + 4096)
 
 
 class Line:
     """The host's end of the serial line: a hello with a nonce, then frames.
 
-    Whatever comes before the answer to the last hello is discarded: the end of a frame that an earlier PID 1 wrote, an answer to an earlier nonce,
-    noise. Only a PID 1 that read this hello can know the nonce, so no crash and no leftover can forge the answer.
+    Whatever comes before the answer to the last hello is discarded: the end of a frame that an earlier PID 1 wrote, an
+    answer to an earlier nonce, noise. Only a PID 1 that read this hello can know the nonce, so no crash and no leftover
+    can forge the answer.
     """
 
     def __init__(self) -> None:
@@ -70,7 +75,8 @@ class Line:
     def feed(self, data: bytes) -> list[Message]:
         """Return the frames that data completes, the answer to the hello left out.
 
-        Raises ProtocolError if the guest sent what is no frame; the line is then out of step until the next hello.
+        Raises ProtocolError if the guest sent what is no frame, or says that we did; the line is then out of step until
+        the next hello.
         """
         if self._marker is not None:
             found = self._marker.feed(data)
@@ -83,10 +89,18 @@ class Line:
             messages = self._decoder.feed(data)
             if self.version is None and messages:
                 self.version = _version(messages.pop(0))
+            for message in messages:
+                _check(message)
         except ProtocolError:
             self.lose()
             raise
         return messages
+
+
+def _check(message: Message) -> None:
+    match message:
+        case Response(msgid=0, error=error) if error is not None:
+            raise ProtocolError(f"the node ended the session: {ApiError.from_wire(error)}")
 
 
 def _version(answer: Message) -> VersionInfo:
@@ -113,7 +127,9 @@ class Multiplexer:
         self._load: Counter[int] = Counter()
 
     def request(self, client: int, request: Request) -> Request:
-        """Return the request for the line. Raises ApiError to answer with, or ProtocolError for a msgid that is still in use."""
+        """Return the request for the line. Raises ApiError to answer with, or ProtocolError for a msgid that is still
+        in use.
+        """
         call = _Call(client, request.msgid)
         if call in self._lines:
             raise ProtocolError(f"msgid {request.msgid} belongs to a call that has not ended")

@@ -1,7 +1,8 @@
-"""Networks for a machine: QEMU's user network (10.0.2.0/24, with DHCP, DNS and a way out), or a wire that nobody answers on yet.
+"""Networks for a machine: QEMU's user network (10.0.2.0/24, with DHCP, DNS and a way out), or a wire that nobody
+answers on yet.
 
-The silent wire is a port of an emulated hub. Its DHCP server can be plugged into the hub while the guest runs, which a backend that belongs to
-the card cannot: a card's backend is fixed when the card is made.
+The silent wire is a port of an emulated hub. Its DHCP server can be plugged into the hub while the guest runs, which a
+backend that belongs to the card cannot: a card's backend is fixed when the card is made.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)\s"
 class Network:
     """One network card and what it is connected to.
 
-    forward: TCP ports of the guest's address 10.0.2.15 that the host reaches at a free port of 127.0.0.1 (Machine.port).
-    restrict: the guest reaches nothing but the network's own DHCP and DNS. dhcp: False for a wire without any answer until Machine.start_dhcp.
+    forward: TCP ports of the guest's address 10.0.2.15 that the host reaches at a free port of 127.0.0.1
+    (Machine.port). restrict: the guest reaches nothing but the network's own DHCP and DNS. dhcp: False for a wire
+    without any answer until Machine.start_dhcp.
     """
 
     forward: tuple[int, ...] = ()

@@ -17,7 +17,8 @@ class Process:
     """One QEMU. on_exit is called with its exit status, in a thread of its own, once it is gone."""
 
     def __init__(self, command: Sequence[str], fds: Sequence[int], log: Path, on_exit: Callable[[int], None]) -> None:
-        # The kernel sends the parent-death signal when the *thread* that forked ends, so the thread that starts QEMU is the one that waits for it.
+        # The kernel sends the parent-death signal when the *thread* that forked ends, so the thread that starts QEMU is
+        # the one that waits for it.
         self._command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         self._fds = tuple(fds)
         self._log = log

@@ -5,6 +5,7 @@ The `qemu.qmp` package of PyPI would do as well, but it claims the import name `
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import queue
@@ -19,7 +20,9 @@ Event: TypeAlias = Mapping[str, Any]
 
 
 class QmpClient:
-    """Runs commands and hands events to a callback, which is called in the client's own thread and must not block or call execute()."""
+    """Runs commands and hands events to a callback, which is called in the client's own thread and must not block or
+    call execute().
+    """
 
     def __init__(self, connection: socket.socket, on_event: Callable[[Event], None]) -> None:
         self._socket = connection
@@ -31,10 +34,11 @@ class QmpClient:
         self._thread = threading.Thread(target=self._read, name="qmp", daemon=True)
         self._thread.start()
 
-    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = 30.0) -> Any:  # noqa: ANN401 - JSON
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = 30.0) -> Any:
         """Run a command and return its result. QMP's greeting need not be awaited: QEMU reads commands in order.
 
-        Raises HarnessError with QEMU's words if the command fails, MachineStoppedError if QEMU is gone, MachineTimeoutError.
+        Raises HarnessError with QEMU's words if the command fails, MachineStoppedError if QEMU is gone,
+        MachineTimeoutError.
         """
         answer: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         with self._lock:
@@ -63,10 +67,8 @@ class QmpClient:
 
     def close(self) -> None:
         """Close the connection; QEMU goes on."""
-        try:
+        with contextlib.suppress(OSError):  # QEMU closed it first
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # QEMU closed it first
         self._thread.join()
         self._socket.close()
 

@@ -1,6 +1,7 @@
 """Conditions on events, as people write them: `ready`, `phase:network`, `service:kubelet:running`.
 
-The general form is KIND[:WORD[:WORD]]; the words are compared with the fields that FIELDS names for that kind, in that order.
+The general form is KIND[:WORD[:WORD]]; the words are compared with the fields that FIELDS names for that kind, in that
+order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "api": ("method",),
 }
 
-# What a kind must also say for the short form to mean what it seems to: a network event that says "not ready" is not "the network came".
+# What a kind must also say for the short form to mean what it seems to: a network event that says "not ready" is not
+# "the network came".
 _IMPLIED: dict[str, dict[str, object]] = {"network": {"ready": True}}
 
 

@@ -1,0 +1,207 @@
+"""python -m qemu: boot a node and say how it went; list and stop the machines that run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from initd.api.protocol import ApiError
+from initd.client import live, vms
+from qemu.errors import HarnessError
+from qemu.machine import Files, Machine
+from qemu.report import Report
+from qemu.until import condition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_POWER_OFF = 60.0  # seconds for a clean end before the plug is pulled
+_FOREVER = 365 * 86400.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except HarnessError as error:
+        print(f"qemu: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m qemu", description="Boot nodes in QEMU.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    boot = commands.add_parser("boot", help="boot a node; exit 0 when EVENT came and the node echoed a nonce")
+    boot.set_defaults(run=_boot)
+    boot.add_argument("--until", metavar="EVENT", default="ready", help="ready, phase:NAME, service:NAME:STATE, ...")
+    boot.add_argument("--timeout", metavar="S", type=float, default=180.0, help="seconds for EVENT to come (180)")
+    boot.add_argument("--config", metavar="FILE", type=Path, help="the node's configuration, TOML")
+    boot.add_argument("--name", default="default", help="the machine's name (default)")
+    boot.add_argument("--memory", metavar="MIB", type=int, default=2048, help="the machine's memory (2048)")
+    boot.add_argument("--output", choices=("table", "json"), default="table", help="lines, or one object at the end")
+    after = boot.add_mutually_exclusive_group()
+    after.add_argument("--keep", action="store_true", help="leave the machine running in the background")
+    after.add_argument("--live", action="store_true", help="then watch the node; Ctrl-C powers it off")
+    boot.add_argument("--kernel", metavar="FILE", type=Path, help="boot this instead of what rootfs builds")
+    boot.add_argument("--initrd", metavar="FILE", type=Path)
+    boot.add_argument("--disk", metavar="FILE", type=Path, help="the root disk, attached read-only")
+    listing = commands.add_parser("list", help="list the machines that run")
+    listing.set_defaults(run=_list)
+    stop = commands.add_parser("stop", help="power a machine off")
+    stop.set_defaults(run=_stop)
+    stop.add_argument("name", nargs="?", default="default")
+    return parser
+
+
+def _boot(options: argparse.Namespace) -> int:
+    condition(options.until)  # a wrong name is an error before anything is started
+    if options.kernel is None and (options.initrd or options.disk):
+        raise HarnessError("--initrd and --disk need --kernel")
+    try:
+        config = options.config.read_bytes() if options.config else None
+    except OSError as error:
+        raise HarnessError(f"--config {options.config}: {error.strerror}") from None
+    files = Files(options.kernel, options.initrd, options.disk) if options.kernel else None
+    machine = Machine(options.name, files, config=config, memory=options.memory)
+    return _in_background(machine, options) if options.keep else _in_foreground(machine, options)
+
+
+def _in_foreground(machine: Machine, options: argparse.Namespace) -> int:
+    try:
+        code = _watch_boot(machine, options)
+        if code == 0 and options.live:
+            _live(machine)
+        return code
+    finally:
+        machine.kill()
+
+
+def _in_background(machine: Machine, options: argparse.Namespace) -> int:
+    """Boot in a child that goes on serving the machine's socket; return when the boot is decided."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _stay(machine, options, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        try:
+            verdict = pipe.read()
+        except KeyboardInterrupt:
+            os.kill(child, signal.SIGTERM)
+            raise
+    return verdict[0] if verdict else 1
+
+
+def _stay(machine: Machine, options: argparse.Namespace, writer: int) -> NoReturn:
+    code = 1
+    try:
+        os.setsid()
+        code = _watch_boot(machine, options)
+        if machine.running and options.output == "table":
+            print(f"VM {machine.name} goes on: initctl --vm {machine.name} status; python -m qemu stop {machine.name}")
+        sys.stdout.flush()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):  # whoever reads our output must see its end
+            os.dup2(null, descriptor)
+        os.write(writer, bytes([code]))
+        os.close(writer)
+        machine.wait_exit(_FOREVER)
+    except KeyboardInterrupt:
+        _power_off(machine)
+    except HarnessError as error:
+        print(f"qemu: {error}", file=sys.stderr, flush=True)
+    finally:
+        machine.kill()
+        os._exit(code)
+
+
+def _watch_boot(machine: Machine, options: argparse.Namespace) -> int:
+    """Start the machine and report until the event came or cannot come any more; return the exit code."""
+    report = Report(machine, options.until, lines=options.output == "table")
+    try:
+        machine.start()
+        report.started()
+        holds = condition(options.until)
+        deadline = time.monotonic() + options.timeout
+        for event in machine.events(timeout=options.timeout):
+            report.event(event)
+            if holds(event):
+                break
+        report.reached(machine.verify(max(5.0, deadline - time.monotonic())))
+    except HarnessError as error:
+        report.failed(error)
+        return 1
+    finally:
+        report.finish()
+    return 0
+
+
+def _live(machine: Machine) -> None:
+    """Show the node until Ctrl-C, then power it off."""
+    try:
+        with machine.client() as client:
+            live.watch(client)
+    except KeyboardInterrupt:
+        print(f"\npowering VM {machine.name} off; Ctrl-C again pulls the plug", flush=True)
+        print(_power_off(machine))
+    except (ConnectionError, ApiError) as error:
+        machine.wait_exit(5.0)
+        print(f"\n{error}" if machine.running else f"\nVM {machine.name} went off")
+
+
+def _power_off(machine: Machine) -> str:
+    """Shut down through the API, or else by the power button, or else by pulling the plug; say which it was."""
+    try:
+        try:
+            with machine.client() as client:
+                client.call("shutdown")
+        except (ConnectionError, ApiError):
+            with contextlib.suppress(HarnessError):  # it went off at this moment
+                machine.power_button()
+        if machine.wait_exit(_POWER_OFF):
+            return f"VM {machine.name} is off"
+    except KeyboardInterrupt:
+        pass  # the second Ctrl-C
+    machine.kill()
+    return f"VM {machine.name} did not end by itself and was killed"
+
+
+def _list(_options: argparse.Namespace) -> int:
+    machines = vms.running()
+    for machine in machines:
+        minutes, seconds = divmod(int(time.time() - machine["started"]), 60)
+        print(f"{machine['name']:<20} pid {machine['pid']:<8} up {minutes}:{seconds:02d}")
+    if not machines:
+        print("no machine runs")
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    found = [machine for machine in vms.running() if machine["name"] == options.name]
+    if not found:
+        names = ", ".join(machine["name"] for machine in vms.running()) or "none"
+        raise HarnessError(f"no VM named {options.name}; running: {names}")
+    process = os.pidfd_open(found[0]["pid"])
+    signal.pidfd_send_signal(process, signal.SIGTERM)
+    if not select.select([process], [], [], _POWER_OFF + 10)[0]:
+        raise HarnessError(f"VM {options.name} did not end in {_POWER_OFF + 10:g} s")
+    return 0
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

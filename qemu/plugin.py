@@ -1,0 +1,106 @@
+"""pytest fixtures that boot nodes.
+
+    pytest_plugins = ["qemu.plugin"]        # in conftest.py, where the package is not installed
+
+    def test_ready(node):
+        assert node.client().call("status")["ready"]
+
+node: one ready machine for all tests of a module, which must leave it as they found it. fresh_node: one for this test
+alone. machine_factory: makes machines with other hardware or configuration, not started; they are killed after the
+test. image: what they boot. When a test fails, its report has the end of each machine's console and the events of its
+node.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from qemu.machine import Bootable, Machine, built
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+READY_TIMEOUT = 180.0  # seconds from power-on to a healthy kubelet on a slow, busy host without KVM
+MAX_MACHINES = 2  # each takes two CPUs and 2 GiB
+_EVENTS_SHOWN = 60
+
+_machines: list[Machine] = []  # that may run now
+_numbers = itertools.count(1)
+
+
+class MachineFactory(Protocol):
+    """Makes a machine; takes what Machine takes, except name and image."""
+
+    def __call__(self, **options: Any) -> Machine: ...
+
+
+@pytest.fixture(scope="session")
+def image() -> Bootable:
+    """The image that this tree builds."""
+    return built()
+
+
+@pytest.fixture(scope="module")
+def node(image: Bootable) -> Iterator[Machine]:
+    """A machine whose node is ready, shared by the tests of a module."""
+    yield from _ready(image)
+
+
+@pytest.fixture
+def fresh_node(image: Bootable) -> Iterator[Machine]:
+    """A machine of the test's own, whose node is ready."""
+    yield from _ready(image)
+
+
+@pytest.fixture
+def machine_factory(image: Bootable) -> Iterator[MachineFactory]:
+    """Make machines for a test; start them with start() or a with statement."""
+    made: list[Machine] = []
+
+    def make(**options: Any) -> Machine:
+        made.append(_made(image, **options))
+        return made[-1]
+
+    yield make
+    for machine in made:
+        _end(machine)
+
+
+def _ready(image: Bootable) -> Iterator[Machine]:
+    machine = _made(image)
+    try:
+        machine.start()
+        machine.wait_for("ready", READY_TIMEOUT)
+        yield machine
+    finally:
+        _end(machine)
+
+
+def _made(image: Bootable, **options: Any) -> Machine:
+    running = [machine.name for machine in _machines if machine.running]
+    if len(running) >= MAX_MACHINES:
+        pytest.fail(f"at most {MAX_MACHINES} machines at once; running: {', '.join(running)}")
+    machine = Machine(f"test-{os.getpid()}-{next(_numbers)}", image, **options)
+    _machines.append(machine)
+    return machine
+
+
+def _end(machine: Machine) -> None:
+    machine.kill()
+    _machines.remove(machine)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and {"node", "fresh_node", "machine_factory"} & set(getattr(item, "fixturenames", ())):
+        for machine in _machines:
+            report.sections.append((f"console of {machine.name}", machine.console_tail()))
+            events = [event for boot in machine.journal.history() for event in boot][-_EVENTS_SHOWN:]
+            report.sections.append((f"events of {machine.name}", "\n".join(json.dumps(event) for event in events)))
+    return report
