@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/reboot.h>
 #include <time.h>
@@ -24,16 +25,16 @@
 
 static const wchar_t *const search_paths[] = {L"/usr/lib/initd/python", LIBRARY, LIBRARY "/lib-dynload"};
 
-/* PID 1 must not return, for that is a kernel panic without a reason: say the reason, leave time to read it, reboot. */
-static int end(int status, const char *reason) {
-    char line[600];
-    if (getpid() != 1) {
-        if (reason)
-            fprintf(stderr, "init: %s\n", reason);
-        return status;
-    }
-    snprintf(line, sizeof line, "\r\ninitd: %s (status %d); reboot in %d s\r\n", reason ? reason : "PID 1 ended", status,
-             REBOOT_DELAY);
+/*
+ * PID 1 must not end, for that is a kernel panic without a reason: say the status, leave time to read it, reboot. Python
+ * itself calls exit(3) for a SystemExit, so this is bound to exit and not to main's end.
+ */
+static void last_words(int status, void *unused) {
+    char line[160];
+    (void)unused;
+    if (getpid() != 1)
+        return;
+    snprintf(line, sizeof line, "\r\ninitd: PID 1 ended with status %d; reboot in %d s\r\n", status, REBOOT_DELAY);
     int console = open("/dev/console", O_WRONLY | O_NOCTTY);
     if (console < 0 || write(console, line, strlen(line)) < 0)
         fputs(line, stderr);
@@ -75,13 +76,12 @@ static PyStatus configure(PyConfig *config, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     PyConfig config;
+    on_exit(last_words, NULL);
     PyStatus status = configure(&config, argc, argv);
     if (!PyStatus_Exception(status))
         status = Py_InitializeFromConfig(&config);
     PyConfig_Clear(&config);
-    if (PyStatus_IsExit(status))
-        return end(status.exitcode, NULL);
     if (PyStatus_Exception(status))
-        return end(1, status.err_msg ? status.err_msg : "Python could not start");
-    return end(Py_RunMain(), NULL);
+        Py_ExitStatusException(status); /* prints what is wrong */
+    return Py_RunMain();
 }

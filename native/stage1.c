@@ -158,7 +158,7 @@ static void scan_partitions(struct search *search) {
     for (struct dirent *entry; directory && (entry = readdir(directory));) {
         char path[320], uevent[1024], name[128] = "";
         snprintf(path, sizeof path, "/sys/class/block/%s/uevent", entry->d_name);
-        if (entry->d_name[0] == '.' || !read_text(path, uevent, sizeof uevent))
+        if (entry->d_name[0] == '.' || !strncmp(entry->d_name, "loop", 4) || !read_text(path, uevent, sizeof uevent))
             continue;
         if (find_value(uevent, "\n", "PARTNAME", name, sizeof name) && !strcmp(name, search->wanted)) {
             search->matches++;
