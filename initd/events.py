@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
@@ -55,7 +54,7 @@ class EventLog:
         return [event for event in self._ring if event["seq"] > seq]
 
     async def follow(self, seq: int = 0) -> AsyncIterator[Event]:
-        """Every event after `seq`, then each new one as it comes, for ever. A follower slower than the ring sees a gap in `seq`."""
+        """Every event after `seq`, then each new one, for ever. A follower slower than the ring sees a gap in `seq`."""
         from asyncio import Event as Signal  # noqa: PLC0415 asyncio comes later than the first events
 
         changed = Signal()
@@ -77,9 +76,11 @@ MACHINE_ID_SOURCES = ("/sys/class/dmi/id/product_uuid",)
 def machine_id() -> str:
     """32 hexadecimal digits that name this machine: its SMBIOS UUID where it has one, else this boot's identifier."""
     for path in MACHINE_ID_SOURCES:
-        if os.access(path, os.R_OK):
+        try:
             with open(path, encoding="ascii", errors="replace") as file:
                 digits = file.read().strip().replace("-", "").lower()
-            if len(digits) == 32 and digits.strip("0f"):
-                return digits
+        except OSError:
+            continue  # this machine's firmware does not say
+        if len(digits) == 32 and digits.strip("0f") and not digits.strip("0123456789abcdef"):
+            return digits
     return boot_id().replace("-", "")

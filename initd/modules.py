@@ -1,7 +1,7 @@
 """Kernel modules that PID 1 loads itself, before the devices worker runs, and the device nodes that modules name.
 
-The devices worker loads what the hardware asks for; here stands only what the boot cannot wait for. Modules in the image
-are not compressed, so loading one is a single finit_module(2).
+The devices worker loads what the hardware asks for; here stands only what the boot cannot wait for. Modules in the
+image are not compressed, so loading one is a single finit_module(2).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import stat
 
 from initd import native
 
-# overlay: containerd and /opt. virtio_net: the lease is on the way to the kubelet. qemu_fw_cfg: a source of configuration.
+# overlay: containerd and /opt. virtio_net: a lease is on the kubelet's way. qemu_fw_cfg: a source of configuration.
 EARLY = ("overlay", "qemu_fw_cfg", "failover", "net_failover", "virtio_net", "af_packet")
 
 
@@ -64,6 +64,9 @@ def make_static_nodes() -> int:
         major, minor = device[1:].split(":")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         kind = stat.S_IFBLK if device[0] == "b" else stat.S_IFCHR
-        os.mknod(path, kind | 0o600, os.makedev(int(major), int(minor)))
-        made += 1
+        try:
+            os.mknod(path, kind | 0o600, os.makedev(int(major), int(minor)))
+            made += 1
+        except FileExistsError:
+            continue  # its module has just been loaded, and devtmpfs made it
     return made

@@ -1,7 +1,8 @@
 """The mount table of the node, and the few lines that walk it.
 
-Every file system that initd mounts is one row of `TABLE` (or of `after_var`, what needs /var); a test compares both with
-/proc/self/mountinfo in a running node. Sources: mount(2), the kernel's Documentation/filesystems.
+Every file system that initd mounts is one row of `TABLE` (or of `after_var`, what needs /var); a test compares both
+with /proc/self/mountinfo in a running node. Sources: mount(2), proc_pid_mountinfo(5), the kernel's
+Documentation/filesystems.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ OPT_LAYERS = "/var/lib/initd/opt"
 
 
 class Mount(NamedTuple):
-    """One mount. `needed` says whether the node can go on without it; `make` that the mount point is to be made first."""
+    """One mount. `needed`: the node cannot go on without it; `make`: the mount point is to be made first."""
 
     target: str
     source: str
@@ -91,7 +92,7 @@ RUN_DIRECTORIES = (
     ("/run/lock", 0o755),
     ("/run/initd", 0o755),
     (ETC, 0o755),
-    ("/run/initd/notify", 0o711),
+    ("/run/initd/notify", 0o700),
     ("/run/initd/kubelet", 0o700),
     ("/run/initd/containerd", 0o700),
     ("/run/containerd", 0o711),
@@ -128,6 +129,13 @@ def _mount(row: Mount) -> None:
 def is_mount_point(path: str) -> bool:
     """Whether `path` is on another device than its parent (a bind mount of the same device is not seen)."""
     return os.lstat(path).st_dev != os.lstat(os.path.dirname(path) or "/").st_dev
+
+
+def unescape(text: str) -> str:
+    """A path of mountinfo as it is: space, tab, newline, hash and backslash stand there as octal."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text
 
 
 def share_root() -> None:

@@ -1,4 +1,4 @@
-"""Bring the API up: on the socket that PID 1 has been listening on, and on the lines that the kernel command line opens."""
+"""Bring the API up: on the socket that PID 1 has been listening on, and on the lines that the command line opens."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Worker(Service):
         self._is_up: asyncio.Event | None = None
 
     def on(self, method: str, handler: Callable[..., None]) -> None:
-        """Have notifications `method` go to `handler` from now on; the last that came too early to be heard, at once."""
+        """Have notifications `method` go to `handler` from now on; the last that came too early, at once."""
         self._handlers[method] = handler
         if method in self._unheard:
             self._notified(method, self._unheard.pop(method))

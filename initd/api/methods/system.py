@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from initd.api.registry import Call, Role, method
+from initd.mounts import unescape
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 RECORD_BYTES = 8192
 BATCH = 100
+# PF_KTHREAD (include/linux/sched.h). That there is no command line proves nothing: a pod may clear its own.
+KERNEL_THREAD = 0x0020_0000
 
 
 def parse_record(data: bytes) -> KernelRecord | None:
@@ -67,7 +70,7 @@ async def kernel_log(_call: Call, follow: bool = False) -> AsyncIterator[KernelR
 @method("mounts", Role.READER)
 async def mounts(_call: Call) -> list[MountInfo]:
     """Every mount that PID 1 sees."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:  # noqa: ASYNC230 procfs
         return [parse_mount(line) for line in file]
 
 
@@ -83,13 +86,6 @@ def parse_mount(line: str) -> MountInfo:
         "options": rest[2].split(","),
         "propagation": fields[6:],
     }
-
-
-def unescape(text: str) -> str:
-    """A path of mountinfo as it is: space, tab, newline and backslash stand there as octal."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
 
 
 @method("processes", Role.READER)
@@ -113,11 +109,11 @@ def read_process(pid: int) -> ProcessInfo | None:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             argv = file.read(4096).decode(errors="replace").rstrip("\0")
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            cgroup = file.read().strip().rpartition("::")[2]
+            cgroup = file.read().strip().partition("0::")[2]
     except OSError:
         return None
     fields = rest.split()
-    if not argv and fields[0] != "Z":
+    if int(fields[6]) & KERNEL_THREAD:
         return None
     ticks = os.sysconf("SC_CLK_TCK")
     return {
