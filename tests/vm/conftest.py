@@ -1,0 +1,157 @@
+"""What the VM tests share: one booted node with the probe and the web pod, and a client of the probe."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import threading
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qemu.net import Network
+from tests.vm import manifests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from qemu.machine import Machine
+
+RUNNING_TIMEOUT = 120.0
+POLL = 0.2
+FORWARD = (manifests.WEB_PORT, manifests.PROBE_PORT)
+
+
+@pytest.fixture(scope="session")
+def node_options() -> dict[str, Any]:
+    """What the shared node is made with."""
+    return {
+        "config": manifests.config(manifests.probe(), manifests.web()),
+        "networks": (Network(forward=FORWARD),),
+    }
+
+
+@pytest.fixture(scope="session")
+def running(node: Machine) -> Machine:
+    """The shared node, once its pods run."""
+    wait_for_pods(node, "probe", "web")
+    return node
+
+
+@pytest.fixture(scope="session")
+def probe(running: Machine) -> Probe:
+    """The probe of the shared node."""
+    return Probe(running)
+
+
+def http_get(port: int, path: str, timeout: float = 30.0) -> tuple[int, str]:
+    """GET from a forwarded port of 127.0.0.1; raises OSError if nobody answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode("latin-1")
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        connection.close()
+
+
+class Probe:
+    """The probe pod's answers (native/probe.c)."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._port = machine.port(manifests.PROBE_PORT)
+
+    def __call__(self, command: str, **parameters: object) -> dict[str, Any]:
+        """Ask for one command; whatever it says is returned."""
+        query = urllib.parse.urlencode({key: str(value) for key, value in parameters.items()})
+        status, body = http_get(self._port, f"/{command}?{query}", timeout=120.0)
+        assert status == 200, (command, parameters, body)
+        answer: dict[str, Any] = json.loads(body)
+        return answer
+
+    def read(self, path: str) -> str:
+        """Return a file's text."""
+        answer = self("read", path=path)
+        assert "text" in answer, (path, answer)
+        return str(answer["text"])
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Return every process of the node."""
+        found: list[dict[str, Any]] = self("processes")["processes"]
+        return found
+
+    def process(self, name: str) -> dict[str, Any]:
+        """Return the one process of that name."""
+        found = [process for process in self.processes() if process["comm"] == name]
+        assert len(found) == 1, (name, found)
+        return found[0]
+
+
+def until(what: str, check: Callable[[], Any], timeout: float = RUNNING_TIMEOUT) -> Any:
+    """Return check()'s first true answer; asks again until then, for timeout seconds. An OSError counts as no."""
+    end = time.monotonic() + timeout
+    last: object = None
+    while time.monotonic() < end:
+        try:
+            last = check()
+        except OSError as error:
+            last = error
+        else:
+            if last:
+                return last
+        time.sleep(POLL)
+    pytest.fail(f"{what}: not within {timeout:g} s; last: {last}")
+
+
+def pods(machine: Machine) -> dict[str, Mapping[str, Any]]:
+    """Return the node's pods by name, of each the newest."""
+    with machine.client() as client:
+        found = sorted(client.call("pods"), key=lambda pod: float(pod["created"]))
+    return {pod["name"].split("-")[0]: pod for pod in found}
+
+
+def containers_run(machine: Machine, *names: str) -> bool:
+    """Say whether these pods are there and all their containers run."""
+    found = pods(machine)
+    return all(
+        name in found
+        and found[name]["containers"]
+        and all(container["state"] == "running" for container in found[name]["containers"])
+        for name in names
+    )
+
+
+def wait_for_pods(machine: Machine, *names: str, timeout: float = RUNNING_TIMEOUT) -> None:
+    """Wait until the API says that all containers of these pods run."""
+    until(f"pods {', '.join(names)} running", lambda: containers_run(machine, *names), timeout)
+
+
+def service(machine: Machine, name: str) -> dict[str, Any]:
+    """Return one service's status."""
+    with machine.client() as client:
+        found: dict[str, Any] = next(entry for entry in client.call("services") if entry["name"] == name)
+        return found
+
+
+@pytest.fixture(scope="session")
+def outside() -> Iterator[int]:
+    """An HTTP server of the host, outside the node (10.0.2.2 as the node sees it); returns its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802 the name that http.server calls
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"hello from outside")
+
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()

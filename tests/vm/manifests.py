@@ -1,0 +1,89 @@
+"""The pods that the tests run on a node, and the configuration that brings them there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+WEB_PORT = 8080
+PROBE_PORT = 9000
+HOST_SHARED = "/var/lib/shared"
+
+
+def pod(name: str, *containers: dict[str, Any], volumes: list[dict[str, Any]] | None = None, **spec: Any) -> dict[str, Any]:
+    """Return a Pod manifest."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": {"app": name}},
+        "spec": {"containers": list(containers), "volumes": volumes or [], "terminationGracePeriodSeconds": 2, **spec},
+    }
+
+
+def container(name: str, image: str, *args: str, **fields: Any) -> dict[str, Any]:
+    """Return a container that runs one of the image's programs."""
+    return {"name": name, "image": f"initd.local/{image}:1", "imagePullPolicy": "Never", "args": list(args), **fields}
+
+
+def probe(port: int = PROBE_PORT) -> dict[str, Any]:
+    """Return the pod that looks into the node for the tests; its /shared is mounted bidirectionally."""
+    return pod(
+        "probe",
+        container(
+            "probe",
+            "probe",
+            str(port),
+            securityContext={"privileged": True},
+            volumeMounts=[{"name": "shared", "mountPath": "/shared", "mountPropagation": "Bidirectional"}],
+        ),
+        volumes=[{"name": "shared", "hostPath": {"path": HOST_SHARED, "type": "DirectoryOrCreate"}}],
+        hostPID=True,
+        hostNetwork=True,
+    )
+
+
+def web() -> dict[str, Any]:
+    """Return the pod with every kind of volume that a standalone kubelet gives, an HTTP server behind a hostPort."""
+    downward = {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}
+    return pod(
+        "web",
+        container(
+            "web",
+            "web",
+            "serve",
+            str(WEB_PORT),
+            "/data",
+            ports=[{"containerPort": WEB_PORT, "hostPort": WEB_PORT}],
+            volumeMounts=[
+                {"name": "projected", "mountPath": "/data/projected"},
+                {"name": "memory", "mountPath": "/data/memory"},
+                {"name": "parts", "mountPath": "/data/part", "subPath": "deep/down"},
+                {"name": "shared", "mountPath": "/data/shared", "mountPropagation": "HostToContainer"},
+            ],
+        ),
+        volumes=[
+            {"name": "projected", "projected": {"sources": [downward]}},
+            {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "parts", "emptyDir": {}},
+            {"name": "shared", "hostPath": {"path": HOST_SHARED, "type": "DirectoryOrCreate"}},
+        ],
+    )
+
+
+def toml(value: object) -> str:
+    """Write plain data as a TOML value on one line."""
+    match value:
+        case bool() | int() | float():
+            return json.dumps(value)
+        case str():
+            return json.dumps(value)
+        case list() | tuple():
+            return f"[{', '.join(map(toml, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
+    raise TypeError(f"{type(value).__name__} has no form in TOML")
+
+
+def config(*pods: dict[str, Any], extra: str = "") -> str:
+    """Return a node's configuration with these static pods; extra is TOML text that follows."""
+    return f"[kubelet]\nstatic_pods = {toml(list(pods))}\n{extra}"

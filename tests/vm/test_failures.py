@@ -1,0 +1,99 @@
+"""Boots that cannot go as they should: each ends with a node that runs and says why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qemu.net import Network
+from tests.vm import manifests
+from tests.vm.conftest import service, until
+
+if TYPE_CHECKING:
+    from qemu.machine import Machine
+    from qemu.plugin import MachineFactory
+
+BAD = [
+    pytest.param('[node]\nnaem = "x"\n', "naem", id="unknown key"),
+    pytest.param("[kubelet\n", "not valid TOML", id="not TOML"),
+    pytest.param(b"\xff\xfe\x00garbage", "fw_cfg", id="not text"),
+]
+
+
+@pytest.mark.parametrize(("config", "reason"), BAD)
+def test_bad_configuration_is_maintenance(machine_factory: MachineFactory, config: str | bytes, reason: str) -> None:
+    machine = machine_factory(config=config)
+    machine.start()
+    machine.wait_for("node:maintenance", 120.0)
+    with machine.client() as client:
+        status = client.call("status")
+        assert status["phase"] == "maintenance"
+        assert any(reason in text for text in status["reasons"]), status
+        assert reason in client.call("config")["error"]
+        assert "kubelet" not in {entry["name"] for entry in client.call("services")}
+    assert reason in machine.console_tail()
+    assert machine.resets == 0
+    with machine.client() as client:
+        client.call("shutdown")
+    assert machine.wait_exit(40.0), machine.console_tail()
+
+
+def test_without_dhcp_the_boot_goes_on_and_the_address_comes_later(machine_factory: MachineFactory) -> None:
+    machine = machine_factory(config="[network]\ntimeout = 5\n", networks=(Network(dhcp=False),))
+    machine.start()
+    machine.wait_for("service:kubelet:running", 180.0)
+    reasons = status_reasons(machine)
+    assert any("DHCP" in reason for reason in reasons), reasons
+    machine.start_dhcp()
+    machine.wait_for("ready", 120.0)
+    with machine.client() as client:
+        assert client.call("status")["address"] == "10.0.2.15"
+
+
+def status_reasons(machine: Machine) -> list[str]:
+    """Return why the node is not ready."""
+    with machine.client() as client:
+        found: list[str] = client.call("status")["reasons"]
+        return found
+
+
+def test_kubelet_that_cannot_start_backs_off_and_says_why(machine_factory: MachineFactory) -> None:
+    # A field of the right name and the wrong type: initd cannot know, the kubelet refuses it.
+    machine = machine_factory(config='[kubelet.config]\nmaxPods = "many"\n')
+    machine.start()
+    machine.wait_for("service:kubelet:crash-loop", 180.0)
+    kubelet = until("a known exit", lambda: (now := service(machine, "kubelet"))["last_exit"] and now, 30.0)
+    assert kubelet["last_exit"] == "exited with code 1"
+    assert any("maxPods" in line for line in kubelet["last_lines"]), kubelet["last_lines"]
+    delays = [entry["monotonic"] for entry in kubelet["history"] if entry["state"] == "starting"]
+    assert len(delays) <= 30
+    assert machine.resets == 0
+    assert machine.verify()
+
+
+def test_machine_without_disk_says_what_is_missing_and_restarts(machine_factory: MachineFactory) -> None:
+    from qemu.machine import Files  # noqa: PLC0415 kept beside its only use
+    from rootfs import build  # noqa: PLC0415
+
+    image = build.image(print)
+    machine = machine_factory()
+    machine._image = Files(image.kernel, image.initramfs, None)  # noqa: SLF001 the only machine without a disk
+    machine.start()
+    until("stage 1 says so", lambda: "initd-root-a" in machine.console_tail(), 60.0)
+    until("a restart", lambda: machine.resets >= 1, 60.0)
+
+
+def test_static_address_without_any_dhcp(machine_factory: MachineFactory) -> None:
+    config = manifests.config(
+        extra='[node]\nname = "fixed"\n[[network.interfaces]]\nname = "eth0"\naddresses = ["10.0.2.15/24"]\ngateway = "10.0.2.2"\n'
+    )
+    machine = machine_factory(config=config, networks=(Network(dhcp=False),))
+    machine.start()
+    machine.wait_for("ready", 180.0)
+    with machine.client() as client:
+        status = client.call("status")
+        times = client.call("boot.times")
+    assert (status["name"], status["address"]) == ("fixed", "10.0.2.15")
+    order = [phase["name"] for phase in times["phases"]]
+    assert order.index("kubelet") < order.index("network"), "the kubelet waited for something it did not need"

@@ -1,0 +1,84 @@
+"""Beginnings and ends: reboot, shutdown, the power button, Ctrl-Alt-Del, and what a second boot finds of the first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qemu.net import Network
+from tests.vm import manifests
+from tests.vm.conftest import FORWARD, Probe, until, wait_for_pods
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qemu.machine import Machine
+    from qemu.plugin import MachineFactory
+
+OFF_SECONDS = 40.0
+
+
+def boot(machine_factory: MachineFactory, **options: Any) -> Machine:
+    """Start a machine and wait until its node is ready."""
+    machine = machine_factory(**options)
+    machine.start()
+    machine.wait_for("ready", 180.0)
+    return machine
+
+
+def test_reboot_leaves_nothing_in_var(machine_factory: MachineFactory) -> None:
+    marker = f"{manifests.HOST_SHARED}/marker-of-the-first-boot"
+    machine = boot(
+        machine_factory, config=manifests.config(manifests.probe()), networks=(Network(forward=FORWARD),)
+    )
+    wait_for_pods(machine, "probe")
+    probe = Probe(machine)
+    assert probe("mount", path="/shared/marker-of-the-first-boot") == {"error": None}
+    assert "marker" in probe("list", path=marker)["names"]
+    with machine.next_boot(), machine.client() as client:
+        assert client.call("reboot") > 0
+    machine.wait_for("ready", 180.0)
+    wait_for_pods(machine, "probe")
+    assert probe("list", path=marker) == {"error": "ENOENT"}
+    assert machine.resets == 1
+    with machine.client() as client:
+        client.call("shutdown")
+    assert machine.wait_exit(OFF_SECONDS), machine.console_tail()
+
+
+def press(machine: Machine) -> None:
+    machine.power_button()
+
+
+def ask_forced(machine: Machine) -> None:
+    with machine.client() as client:
+        client.call("shutdown", True)
+
+
+@pytest.mark.parametrize(("end", "bound"), [(press, OFF_SECONDS), (ask_forced, 10.0)])
+def test_node_powers_off(machine_factory: MachineFactory, end: Callable[[Machine], None], bound: float) -> None:
+    machine = boot(machine_factory)
+    end(machine)
+    event = machine.wait_for("shutdown", 20.0)
+    assert event["action"] == "shutdown"
+    assert machine.wait_exit(bound), machine.console_tail()
+
+
+def test_ctrl_alt_del_reboots(machine_factory: MachineFactory) -> None:
+    machine = boot(machine_factory)
+    with machine.next_boot():
+        keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
+        machine.qmp("send-key", keys=keys)
+    machine.wait_for("ready", 180.0)
+    assert machine.resets == 1
+
+
+def test_a_second_request_only_makes_it_faster(machine_factory: MachineFactory) -> None:
+    machine = boot(machine_factory)
+    with machine.client() as client:
+        first = client.call("shutdown")
+        second = client.call("shutdown", True)
+    assert second < first
+    assert machine.wait_exit(10.0), machine.console_tail()
+    assert until("exit", lambda: not machine.running, 1.0)
