@@ -1,4 +1,4 @@
-"""initctl's commands as data: the method of the API that each calls, with what, and how a person sees the answer.
+"""initctl's commands as data: the method that each calls, with what, and how a person sees the answer.
 
 The argument parser and the shell completions are made from this table, and a test holds it against the methods of the API.
 """

@@ -30,7 +30,7 @@ _NEXT = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run initctl with these arguments (sys.argv's if None) and return its exit status; wrong usage raises SystemExit."""
+    """Run initctl with these arguments (sys.argv's if None); return its exit status. Wrong usage raises SystemExit."""
     arguments = _parser().parse_args(argv)
     try:
         _run(arguments)
@@ -114,7 +114,7 @@ def _from_json(text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Taken before and after the command alike; no defaults, since those of the inner parser would win over what is given.
+    # Taken before and after the command alike; without defaults, since the inner parser's would win over what is given.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     where = common.add_mutually_exclusive_group()
     where.add_argument("--socket", metavar="PATH", help=f"the node's socket (default: {DEFAULT_SOCKET})")
