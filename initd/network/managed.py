@@ -53,6 +53,7 @@ class Managed:
             self._carrier(running=True)
         elif not self.link.up:
             self._apply(SetLink(self.interface.mtu))
+        self._schedule()  # a lease that was handed over ends on time even if no carrier ever comes
 
     def close(self) -> None:
         """Leave the link as it is."""

@@ -30,16 +30,13 @@ class MalformedError(ValueError):
 
 
 class Kind(IntEnum):
-    """The message types (option 53)."""
+    """The message types (option 53) that a client sends or hears, a DECLINE and a RELEASE apart: it sends neither."""
 
     DISCOVER = 1
     OFFER = 2
     REQUEST = 3
-    DECLINE = 4
     ACK = 5
     NAK = 6
-    RELEASE = 7
-    INFORM = 8
 
 
 class Option(IntEnum):
