@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import initd
+from initd.config import containerd
 from rootfs import closed, debian, golang, image as disk_image, initramfs, python, tree
 from rootfs.cache import Cache, key
 from rootfs.tools import MOUNT_POINTS, Tools
@@ -94,13 +96,16 @@ def _parts(cache: Cache) -> _Parts:
     return _Parts(tools, _base(cache, archive, tools), _native(cache, tools))
 
 
-def _make_image(target: Path, parts: _Parts, archive: debian.Archive) -> None:
+def _make_image(target: Path, parts: _Parts, archive: debian.Archive, version: str) -> None:
     target.mkdir()
     root = target / "tree"
     tree.link(parts.base.root, root)
     tree.add_initd(root, CLONE / "initd", parts.tools)
     tree.place(parts.native / "extension", root / tree.PACKAGES / "initd")
-    tree.place(parts.native / "images", root / "usr/share/initd/images")
+    share = root / "usr/share/initd"
+    tree.place(parts.native / "images", share / "images")
+    (share / "containerd.toml").write_text(containerd.render(), encoding="utf-8")
+    (share / "version").write_text(f"{initd.__version__}+{version}\n", encoding="utf-8")
     shutil.copyfile(parts.native / "init", root / "usr/sbin/init")
     (root / "usr/sbin/init").chmod(0o755)
     closed.require(root, parts.tools)
@@ -128,7 +133,7 @@ def image(progress: Progress) -> Image:
     name = key(parts.base.path.name, parts.native.name, CLONE / "initd", *recipe)
 
     def make(target: Path) -> None:
-        _make_image(target, parts, archive)
+        _make_image(target, parts, archive, name[:12])
 
     path = cache.entry("image", name, "the disk image: tree, initd, compression", 20, make)
     cache.trim("image", KEEP_IMAGES)
