@@ -1,9 +1,9 @@
 """The boot: one list of phases, read from top to bottom.
 
-A phase runs as soon as what it is `after` is done. The early ones are plain functions and run at once, one after the other;
-one that returns a coroutine is finished in the loop, beside the others, and holds up only the phases that name it. So
-containerd is exec'd before anything heavy is imported, and the kubelet before the loop even starts if its name and address
-stand in the configuration.
+A phase runs as soon as what it is `after` is done. The early ones are plain functions and run at once, one after the
+other; one that returns a coroutine is finished in the loop, beside the others, and holds up only the phases that name
+it. So containerd is exec'd before anything heavy is imported, and the kubelet before the loop even starts if its name
+and address stand in the configuration.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BACKLOG = 128
 
 
 class Phase(NamedTuple):
-    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason and passed over."""
+    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason."""
 
     name: str
     run: Callable[[Node], Coroutine[Any, Any, None] | None]
@@ -133,7 +133,7 @@ def listen(node: Node) -> None:
 
     listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
     listener.bind(API_SOCKET)
-    os.chmod(API_SOCKET, 0o666)  # who may do what is decided by peer credentials
+    os.chmod(API_SOCKET, 0o666)  # noqa: S103 who may do what is decided by peer credentials
     listener.listen(BACKLOG)
     node.listener = listener
 
@@ -148,8 +148,8 @@ def judge_configuration(node: Node) -> None:
     """Read the configuration; a bad one is maintenance mode, with the reason in the API and on the console."""
     if node.config is None and node.config_error is None:
         _judge(node)
-    if node.config_error is not None:
-        raise RuntimeError(node.config_error)
+    if node.config is None:
+        raise RuntimeError(node.config_error or "no source of configuration could be read")
 
 
 def _judge(node: Node) -> None:
@@ -179,11 +179,12 @@ def identify(node: Node) -> Coroutine[Any, Any, None] | None:
 
 async def _identify_from_lease(node: Node, name: str | None, address: str | None) -> None:
     import asyncio  # noqa: PLC0415 the loop runs now
+    import contextlib  # noqa: PLC0415
 
     wait = node.config.network.timeout if node.config is not None else 0
     try:
-        async with asyncio.timeout(wait):
-            async for event in node.events.follow():
+        async with asyncio.timeout(wait), contextlib.aclosing(node.events.follow()) as events:
+            async for event in events:
                 if event["kind"] == "network" and node.network is not None and node.network["address"]:
                     break
     except TimeoutError:
@@ -209,7 +210,8 @@ def start_kubelet(node: Node) -> None:
     service = Service(services.KUBELET, node.events, node.reaper)
     service.argv = services.kubelet_argv(node.name, node.address, node.config.kubelet.verbosity)
     service.changed = node.service_changed
-    service.needs = lambda: None if node.services["containerd"].state is State.RUNNING else "containerd"
+    runtime = node.services.get("containerd")
+    service.needs = lambda: None if runtime is not None and runtime.state is State.RUNNING else "containerd"
     node.services["kubelet"] = service
     service.start("boot")
     if node.loop is not None:
@@ -234,15 +236,22 @@ async def settle_devices(node: Node) -> None:
 
     from initd import hardware  # noqa: PLC0415
 
-    modules.make_static_nodes()
-    async with asyncio.timeout(SETTLE_SECONDS):
-        await hardware.settled(node)
+    try:
+        modules.make_static_nodes()
+    except OSError as error:
+        log.warning("static device nodes not made", error=str(error))
+    try:
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await hardware.settled(node)
+    except TimeoutError:
+        raise RuntimeError(f"the devices worker has not settled in {SETTLE_SECONDS:g} s") from None
 
 
 async def configure_network(node: Node) -> None:
     """Give the network worker its configuration, at each of its starts."""
     import msgspec  # noqa: PLC0415 imported with the schema
 
+    from initd.api.protocol import ApiError, Code  # noqa: PLC0415 the loop runs now
     from initd.config.schema import NetworkConfig  # noqa: PLC0415
 
     worker = node.workers["network"]
@@ -254,11 +263,18 @@ async def configure_network(node: Node) -> None:
 
     worker.on_start = configure
     if worker.state is State.RUNNING:
-        await worker.call("configure", wanted)
+        try:
+            await worker.call("configure", wanted)
+        except ApiError as error:
+            if error.code is not Code.UNAVAILABLE:
+                raise
+            log.warning("network worker ended; its next start configures it", error=error.message)
 
 
 async def import_images(node: Node) -> None:
     """Have the images of the root imported into containerd, beside the boot and not in its way."""
+    if not os.path.isdir(IMAGES):
+        raise Skipped(f"no {IMAGES}")
     paths = sorted(entry.path for entry in os.scandir(IMAGES) if entry.name.endswith(".tar"))
     results = await node.workers["containers"].call("import_images", paths, timeout=IMPORT_SECONDS)
     node.events.emit("images", images=results)
@@ -312,24 +328,28 @@ def early(node: Node) -> Pending:
     return pending
 
 
-def _attempt(node: Node, phase: Phase, begun: float, failed: set[str]) -> Coroutine[Any, Any, None] | None:
+def _attempt(
+    node: Node, phase: Phase, begun: float, failed: set[str], waited: str | None = None
+) -> Coroutine[Any, Any, None] | None:
     """Run a phase's function, note its outcome if that was all of it."""
-    waited = next((name for name in phase.after if name in failed), None)
     try:
-        if waited is not None:
-            raise Skipped(f"{waited} failed")
+        _check(node, phase, failed)
         rest = phase.run(node)
-    except Skipped as reason:
-        failed.add(phase.name)
-        _note(node, phase, begun, "skipped", str(reason))
     except Exception as failure:  # noqa: BLE001 whatever went wrong: the phase says how bad it is
         failed.add(phase.name)
-        _failed(node, phase, begun, failure)
-    else:
-        if rest is None:
-            _note(node, phase, begun, "done")
-        return rest
-    return None
+        _failed(node, phase, begun, failure, waited)
+        return None
+    if rest is None:
+        _note(node, phase, begun, "done", waited=waited)
+    return rest
+
+
+def _check(node: Node, phase: Phase, failed: set[str]) -> None:
+    if node.phase == "stopping":
+        raise Skipped("the node is stopping")
+    for name in phase.after:
+        if name in failed:
+            raise Skipped(f"{name} was not done")
 
 
 async def finish(node: Node, pending: Pending) -> None:
@@ -347,19 +367,16 @@ async def finish(node: Node, pending: Pending) -> None:
                 waited = name
                 await done[name].wait()
         begun = boottime()
+        waited = waited if begun - asked > 0.0005 else None
         try:
             if rest is None:
-                rest = _attempt(node, phase, begun, failed)
+                rest = _attempt(node, phase, begun, failed, waited)
             if rest is not None:
-                try:
-                    await rest
-                except Skipped as reason:
-                    _note(node, phase, begun, "skipped", str(reason))
-                except Exception as failure:  # noqa: BLE001 see _attempt
-                    failed.add(phase.name)
-                    _failed(node, phase, begun, failure)
-                else:
-                    _note(node, phase, begun, "done", waited=waited if begun - asked > 0.0005 else None)
+                await rest
+                _note(node, phase, begun, "done", waited=waited)
+        except Exception as failure:  # noqa: BLE001 see _attempt
+            failed.add(phase.name)
+            _failed(node, phase, begun, failure, waited)
         finally:
             done[phase.name].set()
 
@@ -368,10 +385,13 @@ async def finish(node: Node, pending: Pending) -> None:
         node.enter("running")
 
 
-def _failed(node: Node, phase: Phase, begun: float, failure: Exception) -> None:
+def _failed(node: Node, phase: Phase, begun: float, failure: Exception, waited: str | None) -> None:
     text = str(failure) or type(failure).__name__
+    if isinstance(failure, Skipped):
+        _note(node, phase, begun, "skipped", text, waited)
+        return
     node.faults[phase.name] = text
-    _note(node, phase, begun, "failed", text)
+    _note(node, phase, begun, "failed", text, waited)
     if phase.fatal:
         log.error(f"maintenance: {phase.name} failed", error=text)
         node.enter("maintenance")

@@ -34,9 +34,11 @@ def make_tree(root: str = ROOT) -> list[str]:
         os.makedirs(f"{root}/{path}", exist_ok=True)
     _write(f"{root}/initd/pid1/cgroup.procs", "0")
     available = _read(f"{root}/cgroup.controllers").split()
-    enable = " ".join(f"+{name}" for name in CONTROLLERS if name in available)
-    for parent in (root, f"{root}/initd"):
-        _write(f"{parent}/cgroup.subtree_control", enable)
+    for name in CONTROLLERS:
+        # Each on its own: one write of them all enables none if one is refused.
+        if name in available:
+            for parent in ("", "initd"):
+                refused += configure(parent, {"cgroup.subtree_control": f"+{name}"}, root)
     for path, settings in TREE:
         refused += configure(path, settings, root)
     return refused

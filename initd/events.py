@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from initd.api.types import Event
 
@@ -53,7 +53,7 @@ class EventLog:
         """The kept events whose `seq` is greater than `seq`, oldest first."""
         return [event for event in self._ring if event["seq"] > seq]
 
-    async def follow(self, seq: int = 0) -> AsyncIterator[Event]:
+    async def follow(self, seq: int = 0) -> AsyncGenerator[Event, None]:
         """Every event after `seq`, then each new one, for ever. A follower slower than the ring sees a gap in `seq`."""
         from asyncio import Event as Signal  # noqa: PLC0415 asyncio comes later than the first events
 

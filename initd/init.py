@@ -1,12 +1,11 @@
 """PID 1: the early part, the loop, the end.
 
-The early part runs without a loop and starts containerd and the workers before anything heavy is imported; the loop then
-takes over what runs. Nothing raised anywhere below reaches the kernel: PID 1's exit would be its panic.
+The early part runs without a loop and starts containerd and the workers before anything heavy is imported; the loop
+then takes over what runs. Nothing raised anywhere below reaches the kernel: PID 1's exit would be its panic.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -34,22 +33,26 @@ def main() -> NoReturn:
     """Be PID 1. Never returns."""
     try:
         _run()
-        raise RuntimeError("the event loop ended")
     except BaseException as failure:  # noqa: BLE001 whatever it is: PID 1 must not exit
         _last_resort(failure)
+    _last_resort(RuntimeError("the event loop ended"))
 
 
 def _run() -> None:
-    log.open_console()
+    console = log.open_console()
     node = Node()
+    try:
+        native.reboot(native.RebootCommand.CAD_OFF)  # Ctrl-Alt-Del is SIGINT to us, not an instant reset
+    except OSError as error:
+        log.warning("Ctrl-Alt-Del stays the kernel's", error=str(error))
     signals = native.signalfd([signal.SIGCHLD, *REQUESTS])
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     pending = boot.early(node)
-    _loop(node, signals, pending)
+    _loop(node, console, signals, pending)
 
 
-def _loop(node: Node, signals: int, pending: boot.Pending) -> None:
+def _loop(node: Node, console: log.Console, signals: int, pending: boot.Pending) -> None:
     # asyncio imports ssl if it can, which is 10 MB that PID 1 has no use for.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     import asyncio  # noqa: PLC0415 overlaps the start of containerd
@@ -58,6 +61,7 @@ def _loop(node: Node, signals: int, pending: boot.Pending) -> None:
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(_task_failed)
     node.loop = loop
+    console.attach(loop)
     loop.add_reader(signals, _on_signal, node, signals)
     for service in [*node.services.values(), *node.workers.values()]:
         service.attach(loop)
@@ -95,15 +99,13 @@ def _last_resort(failure: BaseException) -> NoReturn:
     """Say what happened, keep reaping for a while so that pods may end their work, and reboot."""
     try:
         log.exception("PID 1 failed; rebooting", failure, seconds=REBOOT_AFTER)
-        import traceback  # noqa: PLC0415 only here
-
-        os.write(2, "".join(traceback.format_exception(failure)).encode(errors="replace"))
+        end = time.monotonic() + REBOOT_AFTER
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            log.flush()
+            while (pid := native.wait_any()) is not None:
+                native.wait_pid(pid)
     except BaseException:  # noqa: BLE001, S110 nothing may keep the reboot from coming
         pass
-    end = time.monotonic() + REBOOT_AFTER
-    while time.monotonic() < end:
-        time.sleep(0.1)
-        while (pid := native.wait_any()) is not None:
-            native.wait_pid(pid)
     while True:
         native.reboot(native.RebootCommand.RESTART)

@@ -137,10 +137,10 @@ def open_console(path: str = "/dev/console") -> Console:
     return _log.console
 
 
-def attach(loop: asyncio.AbstractEventLoop) -> None:
-    """See `Console.attach`."""
+def flush() -> None:
+    """Write to the console what it takes now; only for when no loop does (see `Console.attach`)."""
     if _log.console is not None:
-        _log.console.attach(loop)
+        _log.console.flush()
 
 
 def debug(event: str, **fields: Any) -> None:

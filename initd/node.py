@@ -123,6 +123,9 @@ class Node:
 
     def network_changed(self, state: NetworkState) -> None:
         """Take the network worker's view over, and write what follows from it."""
+        missing = {"ready", "reasons", "hostname", "address", "dns"} - state.keys()
+        if missing:
+            raise ValueError(f"network state without {', '.join(sorted(missing))}")  # the last whole one stays
         before, self.network = self.network, state
         if before is None or state["dns"] != before["dns"]:
             write_resolv_conf(state["dns"])

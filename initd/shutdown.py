@@ -1,6 +1,6 @@
 """The end: refuse new work, stop the kubelet, the pods, containerd, everything; unmount, sync, reboot(2).
 
-One total deadline, known at the start. Each step has its share and then escalates, so that no step can hold up the next.
+One total deadline, known at the start. Each step has its share and then escalates, so that none can hold up the next.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from initd import cgroups, log, native
+from initd import cgroups, log, mounts, native
 from initd.events import boottime
 from initd.supervise.states import State
 
@@ -24,6 +24,7 @@ DEADLINE = 30.0
 FORCED = 1.5
 SYNC_SECONDS = 3.0
 POLL = 0.05
+KEPT_MOUNTS = {"/", "/proc", "/sys", "/dev", "/run"}
 COMMANDS = {"reboot": native.RebootCommand.RESTART, "shutdown": native.RebootCommand.POWER_OFF}
 
 
@@ -52,13 +53,13 @@ def request(node: Node, action: str, by: str, *, force: bool = False) -> float:
         log.info(f"{running.action}: asked again", by=by, seconds_left=round(running.left(), 1))
         return running.left()
     node.shutdown = Shutdown(action, by, boottime() + seconds)
+    if node.loop is not None:
+        # First of all: whatever the steps, and the lines below, do or fail to do, the end comes.
+        _watch_deadline(node, node.shutdown)
+        node.spawn_task(_run(node, node.shutdown), "shutdown")
     log.info(f"{action} requested", by=by, deadline_seconds=seconds)
     node.events.emit("shutdown", action=action, by=by, deadline_seconds=seconds)
     node.enter("stopping")
-    if node.loop is not None:
-        node.spawn_task(_run(node, node.shutdown), "shutdown")
-        # Whatever the steps do or fail to do, the end comes.
-        _watch_deadline(node, node.shutdown)
     return seconds
 
 
@@ -73,20 +74,11 @@ def _watch_deadline(node: Node, shutdown: Shutdown) -> None:
 
 
 async def _run(node: Node, shutdown: Shutdown) -> None:
-    try:
-        for service in node.services.values():
-            if service.spec.name != "containerd":
-                await _stop(service, shutdown.left() / 3)
-        await _end_pods(shutdown.left() / 2)
-        for service in node.services.values():
-            await _stop(service, shutdown.left() / 2)
-        for worker in node.workers.values():
-            worker.stop("shutdown")
-        await _end_all(min(shutdown.left() / 2, 2.0))
-        _unmount_all()
-        await _sync(min(shutdown.left(), SYNC_SECONDS))
-    except Exception as failure:  # noqa: BLE001 a step that fails must not keep the machine up
-        log.exception("shutdown step failed", failure)
+    for step in STEPS:
+        try:
+            await step(node, shutdown)
+        except Exception as failure:  # noqa: BLE001 a step that fails must not keep the machine up, nor skip the next
+            log.exception("shutdown step failed", failure, step=step.__name__)
     _finish(shutdown.action)
 
 
@@ -100,35 +92,66 @@ async def _wait(done: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-async def _stop(service: Service, seconds: float) -> None:
-    service.stop("shutdown")
-    if not await _wait(lambda: service.state is State.DOWN, seconds):
-        log.warning(f"{service.spec.name}: killed, it did not stop in time", seconds=round(seconds, 1))
-        cgroups.kill(service.spec.cgroup)
-        await _wait(lambda: service.state is State.DOWN, 1.0)
+async def stop_kubelet(node: Node, shutdown: Shutdown) -> None:
+    """Stop every service but containerd, which the pods still need."""
+    for service in list(node.services.values()):
+        if service.spec.name != "containerd":
+            await _stop(service, shutdown.left() / 3)
 
 
-async def _end_pods(seconds: float) -> None:
-    """SIGTERM to every process of every pod, then cgroup.kill for those left."""
-    for path in ("kubepods", "shims"):
-        if path == "kubepods":
-            _signal(cgroups.processes(path))
-            await _wait(lambda: not cgroups.populated("kubepods"), seconds)
-        cgroups.kill(path)
+async def end_pods(_node: Node, shutdown: Shutdown) -> None:
+    """SIGTERM to every process of every pod, then cgroup.kill for those left, and for the shims."""
+    _signal(cgroups.processes("kubepods"))
+    await _wait(lambda: not cgroups.populated("kubepods"), shutdown.left() / 2)
+    cgroups.kill("kubepods")
+    cgroups.kill("shims")
     await _wait(lambda: not cgroups.populated("kubepods") and not cgroups.populated("shims"), 2.0)
 
 
-async def _end_all(seconds: float) -> None:
+async def stop_services(node: Node, shutdown: Shutdown) -> None:
+    """Stop what is left: containerd, and the workers, which PID 1 does not wait for here."""
+    for worker in list(node.workers.values()):
+        worker.retire("shutdown")
+    for service in list(node.services.values()):
+        await _stop(service, shutdown.left() / 2)
+
+
+async def end_all(_node: Node, shutdown: Shutdown) -> None:
     """Whoever else is left, anywhere: SIGTERM, then SIGKILL. Kernel threads are in no way touched by either."""
 
     def others() -> list[int]:
         return [int(name) for name in os.listdir("/proc") if name.isdecimal() and _is_user_process(int(name))]
 
     _signal(others())
-    if not await _wait(lambda: not others(), seconds):
+    if not await _wait(lambda: not others(), min(shutdown.left() / 2, 2.0)):
         for pid in others():
             _send(pid, signal.SIGKILL)
         await _wait(lambda: not others(), 1.0)
+
+
+async def unmount_and_sync(_node: Node, shutdown: Shutdown) -> None:
+    """umount2(2) and sync(2) in a child: a file system that never answers blocks the child, not PID 1."""
+    seconds = min(shutdown.left(), SYNC_SECONDS)
+    child = os.fork()
+    if child == 0:
+        try:
+            _unmount_all()
+            os.sync()
+        finally:
+            os._exit(0)  # whatever happened: there is one PID 1
+    if not await _wait(lambda: not os.path.exists(f"/proc/{child}/exe"), seconds):
+        log.warning("unmount and sync did not end in time", seconds=round(seconds, 1))
+
+
+STEPS = (stop_kubelet, end_pods, stop_services, end_all, unmount_and_sync)
+
+
+async def _stop(service: Service, seconds: float) -> None:
+    service.retire("shutdown")
+    if not await _wait(lambda: service.state is State.DOWN, seconds):
+        log.warning(f"{service.spec.name}: killed, it did not stop in time", seconds=round(seconds, 1))
+        cgroups.kill(service.spec.cgroup)
+        await _wait(lambda: service.state is State.DOWN, 1.0)
 
 
 def _is_user_process(pid: int) -> bool:
@@ -148,7 +171,7 @@ def _signal(pids: list[int]) -> None:
 
 
 def _send(pid: int, number: signal.Signals) -> None:
-    """Signal through a pidfd, so that a pid that was taken again meanwhile is not hit by more than the lookup's race."""
+    """Signal through a pidfd: a pid that was taken again meanwhile is hit by no more than the lookup's race."""
     try:
         descriptor = native.pidfd_open(pid)
     except OSError:
@@ -162,12 +185,11 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def _unmount_all() -> None:
-    """Unmount what can be, the deepest first; what is busy is detached. Then the root stays as it was: read-only."""
+    """Unmount what can be, the deepest first; what is busy is detached. The root stays as it was: read-only."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        targets = [line.split()[4].encode("latin-1", "replace").decode("unicode_escape") for line in file]
-    keep = {"/", "/proc", "/sys", "/dev", "/run"}
+        targets = [mounts.unescape(line.split(" ")[4]) for line in file]
     for target in sorted(targets, key=lambda path: path.count("/"), reverse=True):
-        if target in keep:
+        if target in KEPT_MOUNTS:
             continue
         for flags in (native.UmountFlag.NOFOLLOW, native.UmountFlag.DETACH | native.UmountFlag.NOFOLLOW):
             try:
@@ -176,16 +198,6 @@ def _unmount_all() -> None:
                 log.debug("not unmounted", target=target, error=str(error))
             else:
                 break
-
-
-async def _sync(seconds: float) -> None:
-    """sync(2) in a child: a device that never answers blocks the child, not PID 1."""
-    child = os.fork()
-    if child == 0:
-        os.sync()
-        os._exit(0)
-    if not await _wait(lambda: not os.path.exists(f"/proc/{child}/exe"), seconds):
-        log.warning("sync did not end in time", seconds=seconds)
 
 
 def _finish(action: str) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from initd.api.types import LogLine
 
@@ -71,7 +71,7 @@ class Output:
         """The last `count` lines that are kept, oldest first."""
         return [line for _, line in list(self._lines)[-count:]] if count > 0 else []
 
-    async def follow(self, tail: int) -> AsyncIterator[LogLine]:
+    async def follow(self, tail: int) -> AsyncGenerator[LogLine, None]:
         """The last `tail` lines, then each new one, for ever; `dropped` tells a slow reader how many it missed."""
         from asyncio import Event  # noqa: PLC0415 asyncio comes later than the first lines
 

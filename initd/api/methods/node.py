@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import initd
@@ -54,8 +55,9 @@ async def events(call: Call, since: int = 0, follow: bool = True) -> AsyncIterat
         for event in call.node.events.since(since):
             yield event
         return
-    async for event in call.node.events.follow(since):
-        yield event
+    async with aclosing(call.node.events.follow(since)) as following:
+        async for event in following:
+            yield event
 
 
 @method("boot.times", Role.READER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from initd.api.protocol import ApiError, Code
@@ -46,5 +47,6 @@ async def logs(call: Call, service: str, tail: int = 100, follow: bool = False) 
         for line in output.tail(tail):
             yield line
         return
-    async for line in output.follow(tail):
-        yield line
+    async with aclosing(output.follow(tail)) as following:
+        async for line in following:
+            yield line
