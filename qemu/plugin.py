@@ -45,10 +45,16 @@ def image() -> Bootable:
     return built()
 
 
-@pytest.fixture(scope="module")
-def node(image: Bootable) -> Iterator[Machine]:
-    """A machine whose node is ready, shared by the tests of a module."""
-    yield from _ready(image)
+@pytest.fixture(scope="session")
+def node_options() -> dict[str, Any]:
+    """What `node` is made with: arguments of Machine. Define a fixture of this name to have another configuration."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def node(image: Bootable, node_options: dict[str, Any]) -> Iterator[Machine]:
+    """A machine whose node is ready, shared by all tests."""
+    yield from _ready(image, **node_options)
 
 
 @pytest.fixture
@@ -71,8 +77,8 @@ def machine_factory(image: Bootable) -> Iterator[MachineFactory]:
         _end(machine)
 
 
-def _ready(image: Bootable) -> Iterator[Machine]:
-    machine = _made(image)
+def _ready(image: Bootable, **options: Any) -> Iterator[Machine]:
+    machine = _made(image, **options)
     try:
         machine.start()
         machine.wait_for("ready", READY_TIMEOUT)
