@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from initd.api.protocol import ApiError
 from initd.client import live, vms
@@ -20,7 +20,7 @@ from qemu.report import Report
 from qemu.until import condition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _POWER_OFF = 60.0  # seconds for a clean end before the plug is pulled
 _FOREVER = 365 * 86400.0
@@ -133,12 +133,13 @@ def _watch_boot(machine: Machine, options: argparse.Namespace) -> int:
         machine.start()
         report.started()
         holds = condition(options.until)
-        deadline = time.monotonic() + options.timeout
-        for event in machine.events(timeout=options.timeout):
+
+        def seen(event: Mapping[str, Any]) -> bool:
             report.event(event)
-            if holds(event):
-                break
-        report.reached(machine.verify(max(5.0, deadline - time.monotonic())))
+            return holds(event)
+
+        machine.wait_for(seen, options.timeout, name=options.until)
+        report.reached(machine.verify())
     except HarnessError as error:
         report.failed(error)
         return 1
@@ -148,16 +149,13 @@ def _watch_boot(machine: Machine, options: argparse.Namespace) -> int:
 
 
 def _live(machine: Machine) -> None:
-    """Show the node until Ctrl-C, then power it off."""
+    """Show the node until Ctrl-C, then power it off; or until it goes off by itself."""
     try:
-        with machine.client() as client:
-            live.watch(client)
+        live.watch(machine.client, sys.stdout, lambda: not machine.running)
+        print(f"VM {machine.name} went off")
     except KeyboardInterrupt:
         print(f"\npowering VM {machine.name} off; Ctrl-C again pulls the plug", flush=True)
         print(_power_off(machine))
-    except (ConnectionError, ApiError) as error:
-        machine.wait_exit(5.0)
-        print(f"\n{error}" if machine.running else f"\nVM {machine.name} went off")
 
 
 def _power_off(machine: Machine) -> str:

@@ -298,13 +298,15 @@ class Machine:
         with self._explained():
             yield from self.journal.events(since, timeout)
 
-    def wait_for(self, what: str | Condition, timeout: float = 120.0, since: int = 0) -> Mapping[str, Any]:
+    def wait_for(
+        self, what: str | Condition, timeout: float = 120.0, since: int = 0, name: str = "the event"
+    ) -> Mapping[str, Any]:
         """Return the first event that is `what`: text as qemu.until reads it ("ready", "service:kubelet:running") or a
-        predicate.
+        predicate, which an error then calls by name.
 
         Looks at all events of this boot after the sequence number since, past ones too. Raises as events() does.
         """
-        holds, text = (condition(what), what) if isinstance(what, str) else (what, "the event")
+        holds, text = (condition(what), what) if isinstance(what, str) else (what, name)
         with self._explained():
             return self.journal.wait_for(holds, text, since, timeout)
 

@@ -7,12 +7,18 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from initd.client import views
+from initd.client.output import Style
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from initd.api.types import VersionInfo
     from qemu.errors import HarnessError
     from qemu.machine import Machine
+
+
+_SHOWN = frozenset({"phase", "service", "node", "network", "shutdown"})  # what someone who watches a boot wants to see
 
 
 class Report:
@@ -22,6 +28,7 @@ class Report:
         self._machine = machine
         self._until = until
         self._lines = lines
+        self._style = Style(sys.stdout)
         self._phases: list[Mapping[str, Any]] = []
         self._version: VersionInfo | None = None
         self._error = ""
@@ -36,8 +43,8 @@ class Report:
         """Take one event of the node."""
         if event["kind"] == "phase":
             self._phases.append(event)
-        if text := describe(event):
-            self._say(f"{event['monotonic']:7.2f} s  {text}")
+        if event["kind"] in _SHOWN:
+            self._say(views.event(event, self._style))
 
     def reached(self, version: VersionInfo) -> None:
         """The event came, and version is who echoed the nonce."""
@@ -79,21 +86,3 @@ class Report:
     def _say(self, text: str) -> None:
         if self._lines:
             print(text, flush=True)
-
-
-def describe(event: Mapping[str, Any]) -> str:
-    """Return a line for an event that someone who watches a boot wants to see, "" for others."""
-    match event:
-        case {"kind": "phase", "name": name, "index": index, "total": total, "status": status}:
-            error = f": {event['error']}" if event.get("error") else ""
-            return f"phase {index:>2}/{total} {name:<14} {status}, {event.get('milliseconds', 0):.0f} ms{error}"
-        case {"kind": "service", "name": name, "state": state}:
-            return f"service {name}: {state}"
-        case {"kind": "network", "ready": True, "address": address}:
-            return f"network: {address}"
-        case {"kind": "node", "phase": phase, "ready": ready}:
-            reasons = ", ".join(event.get("reasons", ()))
-            return (
-                f"node: {phase}, ready" if ready else f"node: {phase}, not ready" + (f" ({reasons})" if reasons else "")
-            )
-    return ""

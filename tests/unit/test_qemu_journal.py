@@ -12,8 +12,9 @@ from qemu.journal import Journal
 from qemu.until import condition
 
 if TYPE_CHECKING:
-    from initd.api.types import VersionInfo
     from collections.abc import Callable
+
+    from initd.api.types import VersionInfo
 
 READY = condition("ready")
 
