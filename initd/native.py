@@ -390,7 +390,7 @@ def drop_capabilities(keep: Collection[int]) -> None:
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: Resolve, mode: int = 0) -> int:
-    """Open a file, bounded by `resolve`. The caller gives O_CLOEXEC itself; `mode` must be 0 unless a file is created."""
+    """Open a file, bounded by `resolve`. The caller gives O_CLOEXEC itself; `mode` is 0 unless a file is made."""
     return _checked(lib.initd_openat2(dirfd, _text("path", path), flags, mode, int(resolve)), "openat2", path)
 
 
