@@ -1,4 +1,4 @@
-"""The recipe, top to bottom: each step is cached by what it is made from, so the second build only hashes its inputs."""
+"""The recipe: each step is cached by what it is made from, so a build with nothing to do only hashes its inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import initd
 from initd.config import containerd
-from rootfs import closed, debian, golang, image as disk_image, initramfs, python, tree
+from rootfs import closed, debian, golang, initramfs, python, tree
+from rootfs import image as disk_image
 from rootfs.cache import Cache, key
 from rootfs.tools import MOUNT_POINTS, Tools
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 CLONE = HERE.parent
 COLD_BUILD = 9_000_000_000  # bytes that a build from nothing writes, most of it Go's module and object caches
-KEEP_IMAGES = 4
+KEEP = {"image": 4, "base": 2, "native": 4, "tools": 2}  # entries that stay of the large and often changed kinds
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ def _base(cache: Cache, archive: debian.Archive, tools: Tools) -> tree.Base:
     site = python.image_site(cache)
     programs = {spec.name: golang.build(cache, tools, spec) for spec in golang.BUILDS}
     recipe = _recipe("tree.py", "pattern.py", "closed.py", "keep.txt", "skeleton")
-    inputs = (repr(archive.packages("root")), tools.tree.name, site.name, *(path.parent.name for path in programs.values()))
+    inputs = (
+        repr(archive.packages("root")),
+        tools.tree.name,
+        site.name,
+        *(path.parent.name for path in programs.values()),
+    )
     name = key(*inputs, *(path.name for path in programs.values()), *recipe)
 
     def make(target: Path) -> None:
@@ -85,7 +91,9 @@ def _native(cache: Cache, tools: Tools) -> Path:
         ):
             tools.run("python3.13", "/mnt/native/build.py", *arguments, binds=binds, env=env)
 
-    return cache.entry("native", key(source, tools.tree.name, site.name), "initd's C parts for the image's Python", 15, make)
+    return cache.entry(
+        "native", key(source, tools.tree.name, site.name), "initd's C parts for the image's Python", 15, make
+    )
 
 
 def _parts(cache: Cache) -> _Parts:
@@ -136,5 +144,6 @@ def image(progress: Progress) -> Image:
         _make_image(target, parts, archive, name[:12])
 
     path = cache.entry("image", name, "the disk image: tree, initd, compression", 20, make)
-    cache.trim("image", KEEP_IMAGES)
+    for kind, count in KEEP.items():
+        cache.trim(kind, count)
     return Image(path / "vmlinuz", path / "initramfs.img", path / "disk.img", path / "manifest.json")

@@ -39,7 +39,9 @@ def files_below(path: Path) -> list[Path]:
     found = []
     for parent, names, files in os.walk(path):
         names[:] = sorted(name for name in names if name != "__pycache__" and not name.startswith("."))
-        found += [Path(parent, name) for name in sorted(files) if not name.startswith(".") and not name.endswith(".pyc")]
+        found += [
+            Path(parent, name) for name in sorted(files) if not name.startswith(".") and not name.endswith(".pyc")
+        ]
     return found
 
 
@@ -116,10 +118,13 @@ class Cache:
         return path
 
     def trim(self, kind: str, keep: int) -> None:
-        """Remove all but the `keep` entries of `kind` used last, and none that was used within the hour."""
+        """Remove all but the `keep` entries of `kind` used last, and what killed builds left.
+
+        Nothing used within the last hour is removed.
+        """
         folder = self.root / kind
         entries = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in entries[keep:]:
+        for path in [*entries[keep:], *folder.glob(".*.partial")]:
             if time.time() - path.stat().st_mtime > KEEP_SECONDS:
                 remove(path)
 
@@ -143,7 +148,9 @@ def run(
     try:
         result = subprocess.run(argv, check=False, capture_output=True, text=True, env=env, cwd=cwd, input=text)
     except FileNotFoundError as error:
-        raise BuildError(f"{error.filename} is missing", "run `make` or `python3 rootfs/host.py`, which installs it") from None
+        raise BuildError(
+            f"{error.filename} is missing", "run `make` or `python3 rootfs/host.py`, which installs it"
+        ) from None
     if result.returncode != 0:
         tail = " | ".join((result.stderr.strip() or result.stdout.strip()).splitlines()[-6:])
         raise BuildError(f"{' '.join(argv[:4])} ended with {result.returncode}: {tail}", hint)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from rootfs.tools import Tools
 
-FORBIDDEN = re.compile(r"(ba|da|k|z|a|tc|c)?sh|busybox|toybox|perl.*|python.*|apt.*|dpkg.*|su|sudo|login|agetty|sshd?|ld\.so|ctr|crictl")
+FORBIDDEN = re.compile(
+    r"(ba|da|k|z|a|tc|c)?sh|busybox|toybox|perl.*|python.*|apt.*|dpkg.*|su|sudo|login|agetty|sshd?|ld\.so|ctr|crictl"
+)
 PROGRAM_PATHS = ("usr/bin", "usr/sbin", "usr/lib/cni", "usr/libexec")
 LIBRARY_PATHS = ("usr/lib/x86_64-linux-gnu", "usr/lib64")
 AT_RUN_TIME = ("/run/", "/proc/")  # links into these resolve only on a running node
@@ -53,9 +55,8 @@ def problems(root: Path, tools: Tools) -> list[str]:
                 magic = file.read(4)
             if magic == b"\x7fELF" and not name.endswith(".ko"):
                 elves.append(name)
-            elif magic[:2] == b"#!":
-                if status.st_mode & stat.S_IXUSR:
-                    found.append(f"{name}: a script, and there is nothing to run it")
+            elif magic.startswith(b"#!") and status.st_mode & stat.S_IXUSR:
+                found.append(f"{name}: a script, and there is nothing to run it")
         if name.rpartition("/")[0] in PROGRAM_PATHS and FORBIDDEN.fullmatch(path.name):
             found.append(f"{name}: forbidden")
     return found + _missing_libraries(root, elves, tools)

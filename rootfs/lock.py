@@ -1,13 +1,13 @@
-"""Renews the locks: the newest Debian 13 packages and Python wheels that the lists in rootfs/packages stand for.
+"""Renews the locks: the newest Debian packages and Python wheels for the lists in rootfs/packages, and the Go sums.
 
-The Go modules are not touched: their versions are the project's decision, and `go mod tidy` in rootfs/go renews their sums.
+The versions of Kubernetes, containerd, runc and the plugins are the project's decision: they are written in go.mod.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rootfs import debian, python
+from rootfs import debian, golang, python
 
 if TYPE_CHECKING:
     from rootfs.cache import Cache
@@ -16,7 +16,7 @@ HOST_PYTHONS = ("3.11", "3.12", "3.13")
 
 
 def renew(cache: Cache) -> None:
-    """Rewrite the locks of Debian and Python packages."""
+    """Rewrite rootfs/locks and the go.sum files."""
     apt = debian.Apt(cache.root / "apt")
     with cache.progress.step("lock", "the newest Debian 13 packages", 5):
         for tree in debian.TREES:
@@ -25,3 +25,5 @@ def renew(cache: Cache) -> None:
         for name, versions in (("python", (python.IMAGE_PYTHON,)), ("host-python", HOST_PYTHONS)):
             lock = python.resolve(debian.HERE / f"packages/{name}.txt", versions)
             (debian.HERE / f"locks/{name}.txt").write_text(lock)
+    with cache.progress.step("lock", "sums of the Go modules", 30):
+        golang.tidy(cache)

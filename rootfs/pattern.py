@@ -36,4 +36,6 @@ class KeepList:
 
     def unused(self) -> list[str]:
         """Keeping lines that matched no path so far: something the list promises is not there."""
-        return [line for line, used in zip(self._lines, self._used, strict=True) if not used and not line.startswith("!")]
+        return [
+            line for line, used in zip(self._lines, self._used, strict=True) if not used and not line.startswith("!")
+        ]

@@ -34,30 +34,45 @@ class Progress:
     """Prints steps to `stream` (standard error by default, so that standard output stays machine-readable)."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    _unfinished: str = field(default="", init=False)  # the step whose line still waits for its seconds
 
     def _paint(self, code: int, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.stream.isatty() else text
 
+    def _say(self, text: str, end: str = "\n") -> None:
+        """Print `text` on a line of its own, even while a step's line is unfinished."""
+        start = "\n" if self._unfinished else ""
+        self._unfinished = ""
+        print(start + text, end=end, file=self.stream, flush=True)
+
     def note(self, text: str) -> None:
         """One line of information: a wait, a choice."""
-        print(self._paint(36, "note:"), text, file=self.stream, flush=True)
+        self._say(f"{self._paint(36, 'note:')} {text}")
 
     def warn(self, text: str) -> None:
         """One line about something that works but should be looked at."""
-        print(self._paint(33, "warning:"), text, file=self.stream, flush=True)
+        self._say(f"{self._paint(33, 'warning:')} {text}")
 
     def error(self, error: BuildError) -> None:
         """The last line of a build that failed."""
-        print(self._paint(31, "error:"), f"{error.message}; {error.hint}", file=self.stream, flush=True)
+        self._say(f"{self._paint(31, 'error:')} {error.message}; {error.hint}")
 
     @contextmanager
     def step(self, name: str, what: str, expected: float) -> Iterator[None]:
         """Announce `name`, `what` it is and the `expected` seconds; complete the line with the seconds it took."""
-        print(f"{self._paint(1, name)}: {what} (about {duration(expected)}) ... ", end="", file=self.stream, flush=True)
+        self._say(f"{self._paint(1, name)}: {what} (about {duration(expected)}) ... ", end="")
+        self._unfinished = name
         begin = time.monotonic()
         try:
             yield
         except BaseException:
-            print(self._paint(31, "failed"), file=self.stream, flush=True)
+            self._finish(name, self._paint(31, "failed"))
             raise
-        print(self._paint(32, duration(time.monotonic() - begin)), file=self.stream, flush=True)
+        self._finish(name, self._paint(32, duration(time.monotonic() - begin)))
+
+    def _finish(self, name: str, outcome: str) -> None:
+        if self._unfinished == name:
+            self._unfinished = ""
+            print(outcome, file=self.stream, flush=True)
+        else:  # other lines came in between
+            self._say(f"{self._paint(1, name)}: {outcome}")

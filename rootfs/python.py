@@ -52,7 +52,9 @@ def host_site(cache: Cache) -> Path:
         _pip("install", "--require-hashes", "--no-deps", *_foreign(version), "--target", str(target), "-r", str(lock))
 
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return cache.entry("site-host", key(lock, version), "Python packages for tests and linters, hash-checked wheels", 20, install)
+    return cache.entry(
+        "site-host", key(lock, version), "Python packages for tests and linters, hash-checked wheels", 20, install
+    )
 
 
 def resolve(requirements: Path, versions: tuple[str, ...]) -> str:
@@ -68,5 +70,7 @@ def resolve(requirements: Path, versions: tuple[str, ...]) -> str:
             for entry in json.loads(report.read_text())["install"]:
                 name = f"{entry['metadata']['name'].lower()}=={entry['metadata']['version']}"
                 hashes.setdefault(name, set()).add(entry["download_info"]["archive_info"]["hash"].replace("=", ":"))
-    lines = [" ".join([name, *(f"--hash={digest}" for digest in sorted(found))]) for name, found in sorted(hashes.items())]
+    lines = [
+        " ".join([name, *(f"--hash={digest}" for digest in sorted(found))]) for name, found in sorted(hashes.items())
+    ]
     return "\n".join(["# Made by `make lock`.", *lines, ""])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from rootfs import debian
 from rootfs.pattern import KeepList
+from rootfs.progress import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +28,9 @@ PACKAGES = "usr/lib/initd/python"
 STDLIB = "usr/lib/python3.13"
 # Empty directories that something is mounted on, or that must be there for a path to resolve.
 MOUNT_POINTS = (
-    "dev", "etc/cni", "etc/kubernetes", "mnt", "opt/cni/bin", "proc", "root", "run", "sys", "tmp", "usr/share/initd/images", "var",
-)  # fmt: skip
+    *("dev", "etc/cni", "etc/kubernetes", "mnt", "opt/cni/bin", "proc", "root", "run", "sys", "tmp", "var"),
+    "usr/share/initd/images",
+)
 RUN_ETC = ("hostname", "hosts", "machine-id", "resolv.conf")
 PROGRAM_DIRECTORIES = {"cni": "usr/lib/cni"}
 
@@ -114,7 +116,7 @@ def prune(source: Path, target: Path, keep: KeepList) -> None:
                 (target / relative).parent.mkdir(parents=True, exist_ok=True)
                 _place_file(path, target / relative)
     if unused := keep.unused():
-        raise debian.BuildError(f"keep.txt: nothing matches {', '.join(unused)}", "mend the list or rootfs/packages/root.txt")
+        raise BuildError(f"keep.txt: nothing matches {', '.join(unused)}", "mend the list or rootfs/packages/root.txt")
 
 
 def _certificates(unpacked: Path, root: Path) -> None:
@@ -153,10 +155,9 @@ def compile_python(tools: Tools, root: Path, folder: str, *, sources: bool, opti
     give equal bytes.
     """
     beside = [] if sources else ["-b"]
-    tools.run(
-        "python3.13", "-I", "-m", "compileall", "-q", "-f", "-j", "0", *beside, "-o", str(optimise), "-s", "/mnt/root", "-p", "/",
-        "--invalidation-mode", "unchecked-hash", f"/mnt/root/{folder}", binds={"root": root},
-    )  # fmt: skip
+    options = ("-q", "-f", "-j", "0", "-s", "/mnt/root", "-p", "/", "--invalidation-mode", "unchecked-hash")
+    compiler = ("python3.13", "-I", "-m", "compileall", *options, *beside, "-o", str(optimise))
+    tools.run(*compiler, f"/mnt/root/{folder}", binds={"root": root})
     if not sources:
         for source in (root / folder).rglob("*.py"):
             source.unlink()
@@ -176,6 +177,8 @@ def add_initd(root: Path, package: Path, tools: Tools) -> None:
         (target / path.relative_to(package)).parent.mkdir(parents=True, exist_ok=True)
         _place_file(path, target / path.relative_to(package))
     compile_python(tools, root, f"{PACKAGES}/initd", sources=True)
-    program = f"import sys; sys.path.insert(0, '/mnt/root/{PACKAGES}'); from initd.config import containerd; print(containerd.render(), end='')"
-    rendered = tools.run("python3.13", "-I", "-B", "-c", program, binds={"root": root})
+    render = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from initd.config import containerd; print(containerd.render())"
+    )
+    rendered = tools.run("python3.13", "-I", "-B", "-c", render, f"/mnt/root/{PACKAGES}", binds={"root": root})
     (root / "usr/share/initd/containerd.toml").write_text(rendered)
