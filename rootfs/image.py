@@ -39,10 +39,9 @@ def make_disk(tree: Path, disk: Path, tools: Tools, options: Iterable[str] = ERO
         while count := os.copy_file_range(source.fileno(), target.fileno(), 1 << 30, offset_dst=offset):
             offset += count
     erofs.unlink()
-    table = (
-        f"label: gpt\nlabel-id: {DISK_UUID}\n"
-        f"start={MEBIBYTE // SECTOR}, size={-(-size // SECTOR)}, type={ROOT_TYPE}, uuid={PARTITION_UUID}, name={PARTITION}\n"
-    )
+    start, sectors = MEBIBYTE // SECTOR, -(-size // SECTOR)
+    row = f"start={start}, size={sectors}, type={ROOT_TYPE}, uuid={PARTITION_UUID}, name={PARTITION}"
+    table = f"label: gpt\nlabel-id: {DISK_UUID}\n{row}\n"
     sfdisk = ("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel")
     tools.run(*sfdisk, f"/mnt/out/{disk.name}", binds=binds, text=table)
 

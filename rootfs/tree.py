@@ -177,8 +177,3 @@ def add_initd(root: Path, package: Path, tools: Tools) -> None:
         (target / path.relative_to(package)).parent.mkdir(parents=True, exist_ok=True)
         _place_file(path, target / path.relative_to(package))
     compile_python(tools, root, f"{PACKAGES}/initd", sources=True)
-    render = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from initd.config import containerd; print(containerd.render())"
-    )
-    rendered = tools.run("python3.13", "-I", "-B", "-c", render, f"/mnt/root/{PACKAGES}", binds={"root": root})
-    (root / "usr/share/initd/containerd.toml").write_text(rendered)
