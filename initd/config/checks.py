@@ -183,7 +183,7 @@ def pod(value: dict[str, Any]) -> None:
     containers = _table(value, "spec").get("containers")
     if not isinstance(containers, list) or not containers:
         found = "nothing" if containers is None else describe(containers)
-        raise MismatchError("an array with at least one container", found, ".spec.containers")
+        raise MismatchError("an array of containers", found, ".spec.containers")
 
 
 def file_names(value: dict[str, str]) -> None:

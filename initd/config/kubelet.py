@@ -42,7 +42,7 @@ _FIXED: Final[Mapping[str, Any]] = {
     "registerNode": False,
     "cgroupDriver": "cgroupfs",
     "cgroupRoot": "/",
-    "kubeletCgroups": "/kubelet",  # where it is already: otherwise it moves itself
+    "kubeletCgroups": "/kubelet",  # where it was started
     "enforceNodeAllocatable": ["pods"],
     "failCgroupV1": True,
     "oomScoreAdj": -450,  # it writes its own score from here, whatever it was started with

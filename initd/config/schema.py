@@ -145,7 +145,7 @@ class VarConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             extra={"check": checks.size},
         ),
     ] = "50%"
-    inodes: Annotated[int, Meta(ge=10_000, le=100_000_000, description="Files and directories at most.")] = 200_000
+    inodes: Annotated[int, Meta(ge=10_000, le=100_000_000, description="Files and directories at most.")] = 1 << 20
 
 
 class DisksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -82,7 +82,7 @@ def _argument(argument: str) -> tuple[str, str]:
 
 
 def encode(text: str) -> str:
-    """Make the value of initd.config= (base64 of zlib) from TOML text; raises ConfigError if it is too long for that."""
+    """Make the value of initd.config= (base64 of zlib) from TOML text; raises ConfigError if it is too long."""
     import binascii  # noqa: PLC0415 -- see the module's docstring
     import zlib  # noqa: PLC0415
 
@@ -97,6 +97,8 @@ def decode(value: str, source: str) -> str:
     import binascii  # noqa: PLC0415 -- see the module's docstring
     import zlib  # noqa: PLC0415
 
+    if not value:
+        raise ConfigError(source, "found nothing, expected base64 of zlib-compressed TOML", _KEY)
     try:
         packed = binascii.a2b_base64(value.encode(), strict_mode=True)
     except ValueError as error:  # binascii.Error is one

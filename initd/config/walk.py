@@ -17,9 +17,8 @@ from initd.config.errors import ConfigError, MismatchError
 
 _S = TypeVar("_S", bound=Struct)
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
-_AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (?P<how>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
-_EXPECTED: Final = re.compile(r"Expected `(?P<type>[^`]*)`(?P<bound> [<>]=? -?[0-9]+)?.*", re.DOTALL)
+_EXPECTED: Final = re.compile(r"Expected `(?P<type>\w+)[^`]*`(?P<bound> [<>]=? -?[0-9]+)?.*", re.DOTALL)
 _WORDS: Final = {
     "int": "an integer",
     "str": "a string",
@@ -30,10 +29,11 @@ _WORDS: Final = {
 
 
 class Entry(NamedTuple):
-    """One value of the file beside its type; path is dotted, as it would be written in TOML."""
+    """One value of the file beside its declared type, the same without metas and "or None", and those metas."""
 
     path: str
-    type: Any
+    declared: Any
+    bare: Any
     metas: tuple[Meta, ...]
     value: Any
 
@@ -53,28 +53,33 @@ def join(path: str, key: str) -> str:
     return f"{path}.{part}" if path else part
 
 
-def entries(type_: Any, value: Any, path: str = "", metas: tuple[Meta, ...] = ()) -> Iterator[Entry]:
+def _unwrap(declared: Any) -> tuple[Any, tuple[Meta, ...]]:
+    """Take off metas and "or None": the schema has no other union, and TOML no None."""
+    metas: tuple[Meta, ...] = ()
+    while True:
+        if get_origin(declared) is Annotated:
+            declared, *outer = get_args(declared)
+            metas += tuple(meta for meta in outer if isinstance(meta, Meta))
+        elif get_origin(declared) in {Union, types.UnionType}:
+            (declared,) = (arg for arg in get_args(declared) if arg is not types.NoneType)
+        else:
+            return declared, metas
+
+
+def entries(declared: Any, value: Any, path: str = "") -> Iterator[Entry]:
     """Every value that the schema describes, parents first; values of the wrong type are not entered."""
-    if get_origin(type_) is Annotated:
-        inner, *outer = get_args(type_)
-        yield from entries(inner, value, path, (*metas, *(meta for meta in outer if isinstance(meta, Meta))))
-        return
-    if get_origin(type_) in {Union, types.UnionType}:  # the schema has no union but "or None", and TOML no None
-        (member,) = (arg for arg in get_args(type_) if arg is not types.NoneType)
-        yield from entries(member, value, path, metas)
-        return
-    yield Entry(path, type_, metas, value)
-    if isinstance(value, dict):
-        if isinstance(type_, type) and issubclass(type_, Struct):
-            for field in msgspec.structs.fields(type_):
-                if field.encode_name in value:
-                    yield from entries(field.type, value[field.encode_name], join(path, field.encode_name))
-        elif get_origin(type_) is dict:
-            for key, item in value.items():
-                yield from entries(get_args(type_)[1], item, join(path, key))
-    elif isinstance(value, list) and get_origin(type_) in {tuple, list}:
+    bare, metas = _unwrap(declared)
+    yield Entry(path, declared, bare, metas, value)
+    if isinstance(value, dict) and isinstance(bare, type) and issubclass(bare, Struct):
+        for field in msgspec.structs.fields(bare):
+            if field.encode_name in value:
+                yield from entries(field.type, value[field.encode_name], join(path, field.encode_name))
+    elif isinstance(value, dict) and get_origin(bare) is dict:
+        for key, item in value.items():
+            yield from entries(get_args(bare)[1], item, join(path, key))
+    elif isinstance(value, list) and get_origin(bare) in {tuple, list}:
         for index, item in enumerate(value):
-            yield from entries(get_args(type_)[0], item, f"{path}[{index}]")
+            yield from entries(get_args(bare)[0], item, f"{path}[{index}]")
 
 
 def convert(table: dict[str, Any], type_: type[_S], source: str, *, secrets: bool) -> _S:
@@ -86,8 +91,10 @@ def convert(table: dict[str, Any], type_: type[_S], source: str, *, secrets: boo
     try:
         config = msgspec.convert(table, type_)
     except msgspec.ValidationError as error:
-        raise _translate(error, type_, table, source) from None
+        raise _explain(error, type_, table, source) from None
     for entry in entries(type_, table):
+        if entry.value is None:  # never from TOML
+            continue
         for check in (meta.extra["check"] for meta in entry.metas if meta.extra and "check" in meta.extra):
             try:
                 check(entry.value)
@@ -97,25 +104,30 @@ def convert(table: dict[str, Any], type_: type[_S], source: str, *, secrets: boo
     return config
 
 
-def _translate(error: msgspec.ValidationError, type_: Any, table: dict[str, Any], source: str) -> ConfigError:
-    at = _AT.fullmatch(str(error))
-    what, path = (at["what"], (at["path"] or "").removeprefix(".")) if at else (str(error), "")
-    if isinstance(error.__cause__, MismatchError):
-        return ConfigError(source, str(error.__cause__), path + error.__cause__.at)
-    known = {entry.path: entry for entry in entries(type_, table)}
-    if path.endswith("[...]"):  # msgspec does not say under which key; all such tables hold strings
-        path = next(p for p, e in known.items() if p.startswith(path[:-5] + ".") and not isinstance(e.value, str))
-    entry = known[path]
+def _explain(error: msgspec.ValidationError, type_: Any, table: dict[str, Any], source: str) -> ConfigError:
+    """Find the value that is wrong by itself: msgspec's path has no keys of tables like manifests."""
+    for entry in entries(type_, table):
+        try:
+            msgspec.convert(entry.value, entry.declared)
+        except msgspec.ValidationError as own:
+            if isinstance(own.__cause__, MismatchError) and "- at `$" not in str(own):
+                return ConfigError(source, str(own.__cause__), entry.path + own.__cause__.at)
+            if "- at `$" not in str(own):
+                return _problem(entry, str(own), source)
+    return ConfigError(source, str(error))  # no entry is wrong by itself: msgspec's own words are better than none
+
+
+def _problem(entry: Entry, what: str, source: str) -> ConfigError:
     if field := _FIELD.fullmatch(what):
-        key = join(path, field["name"])
+        key = join(entry.path, field["name"])
         if field["how"] == "missing required":
             return ConfigError(source, "found nothing, expected a value", key)
-        names = [item.encode_name for item in msgspec.structs.fields(entry.type)]
+        names = [item.encode_name for item in msgspec.structs.fields(entry.bare)]
         return ConfigError(source, str(checks.unknown_key(field["name"], names)), key)
-    if get_origin(entry.type) is Literal:
-        wanted = "one of " + ", ".join(repr(choice) for choice in get_args(entry.type))
+    if get_origin(entry.bare) is Literal:
+        wanted = "one of " + ", ".join(repr(choice) for choice in get_args(entry.bare))
     elif expected := _EXPECTED.fullmatch(what):
-        wanted = _WORDS.get(expected["type"].removesuffix(" | null"), expected["type"]) + (expected["bound"] or "")
+        wanted = _WORDS.get(expected["type"], expected["type"]) + (expected["bound"] or "")
     else:
         wanted = what
-    return ConfigError(source, f"found {entry.found}, expected {wanted}", path)
+    return ConfigError(source, f"found {entry.found}, expected {wanted}", entry.path)

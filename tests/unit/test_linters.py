@@ -1,0 +1,49 @@
+"""Linters are tests: ruff, mypy --strict, codespell, and C without a warning."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+WARNINGS = ("-std=gnu17", "-Wall", "-Wextra", "-Werror", "-O2", "-fsyntax-only")
+SOURCES = sorted(path.relative_to(ROOT) for folder in ("native", "tests") for path in (ROOT / folder).rglob("*.c"))
+
+
+def run(*command: str | Path) -> None:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ.get('PATH', '')}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode != 0:
+        pytest.fail((done.stdout + done.stderr)[-8000:], pytrace=False)
+
+
+def test_ruff_check() -> None:
+    run("ruff", "check", "--output-format=concise", ".")
+
+
+def test_ruff_format() -> None:
+    run("ruff", "format", "--check", ".")
+
+
+def test_mypy_strict() -> None:
+    run("mypy")
+
+
+def test_codespell() -> None:
+    run("codespell")
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: the image's build compiles with the same warnings")
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_c_has_no_warnings(source: Path) -> None:
+    headers = Path(sysconfig.get_path("include"))
+    if "Python.h" in (ROOT / source).read_text() and not (headers / "Python.h").exists():
+        pytest.skip("no Python headers: the image's build compiles it with the same warnings")
+    run("gcc", *WARNINGS, f"-I{headers}", f"-I{ROOT / 'native'}", source)
