@@ -43,8 +43,12 @@ def probe(port: int = PROBE_PORT) -> dict[str, Any]:
 
 
 def web() -> dict[str, Any]:
-    """Return the pod with every kind of volume that a standalone kubelet gives, an HTTP server behind a hostPort."""
-    downward = {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}
+    """Return the pod with every kind of volume that a standalone kubelet gives, an HTTP server behind a hostPort.
+
+    A projected volume is not among them: without an API server the kubelet refuses it ("kube client is not configured").
+    A downwardAPI volume is the same to the node: a tmpfs that the kubelet mounts by exec'ing mount.
+    """
+    labels = {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}
     return pod(
         "web",
         container(
@@ -55,14 +59,14 @@ def web() -> dict[str, Any]:
             "/data",
             ports=[{"containerPort": WEB_PORT, "hostPort": WEB_PORT}],
             volumeMounts=[
-                {"name": "projected", "mountPath": "/data/projected"},
+                {"name": "downward", "mountPath": "/data/downward"},
                 {"name": "memory", "mountPath": "/data/memory"},
                 {"name": "parts", "mountPath": "/data/part", "subPath": "deep/down"},
                 {"name": "shared", "mountPath": "/data/shared", "mountPropagation": "HostToContainer"},
             ],
         ),
         volumes=[
-            {"name": "projected", "projected": {"sources": [downward]}},
+            {"name": "downward", "downwardAPI": {"items": [labels]}},
             {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
             {"name": "parts", "emptyDir": {}},
             {"name": "shared", "hostPath": {"path": HOST_SHARED, "type": "DirectoryOrCreate"}},

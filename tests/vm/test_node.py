@@ -95,7 +95,7 @@ def test_limits_and_oom_scores(probe: Probe) -> None:
 
 def test_volumes(running: Machine) -> None:
     port = running.port(manifests.WEB_PORT)
-    assert http_get(port, "/file/projected/labels") == (200, 'app="web"')
+    assert http_get(port, "/file/downward/labels") == (200, 'app="web"')
     mounted = http_get(port, "/file/../proc/self/mounts")[0]
     assert mounted != 200, "a path that leads out of the root is served"
 
@@ -103,7 +103,7 @@ def test_volumes(running: Machine) -> None:
 def test_volume_kinds_as_the_kernel_sees_them(probe: Probe) -> None:
     info = probe.read(f"/proc/{probe.process('web')['pid']}/mountinfo")
     kinds = {line.split()[4]: line.split(" - ")[1].split()[0] for line in info.splitlines()}
-    assert kinds["/data/projected"] == "tmpfs"
+    assert kinds["/data/downward"] == "tmpfs"
     assert kinds["/data/memory"] == "tmpfs"
     assert "/data/part" in kinds
 

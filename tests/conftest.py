@@ -1,0 +1,3 @@
+"""For all tests: the harness' fixtures (an installed package registers them itself)."""
+
+pytest_plugins = ["qemu.plugin"]
