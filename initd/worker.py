@@ -104,7 +104,6 @@ def configure_log() -> None:
             structlog.processors.JSONRenderer(default=repr),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Forward()], force=True)
 

@@ -1,6 +1,6 @@
 """initctl's commands as data: the method that each calls, with what, and how a person sees the answer.
 
-The argument parser and the shell completions are made from this table, and a test holds it against the methods of the API.
+The argument parser and the shell completions are made from this table; a test holds it against the API's methods.
 """
 
 from __future__ import annotations

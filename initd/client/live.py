@@ -40,7 +40,8 @@ def watch(connect: Callable[[], Client], file: TextIO, until: Callable[[], bool]
                 client = client or connect()
                 with client:
                     view.follow(client, until)
-                view.lost("it ended the stream of events")
+                if not until():
+                    view.lost("it ended the stream of events")
             except (ConnectionError, LookupError, ApiError) as error:
                 view.lost(str(error))
             client = None

@@ -1,0 +1,150 @@
+"""What people and programs see."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from initd.client import views
+from initd.client.output import Style, clean, duration, size, table, to_json, to_yaml
+from tests.unit.client_support import ANSWERS, EVENTS
+
+if TYPE_CHECKING:
+    from initd.api import types
+
+PLAIN = Style(io.StringIO())
+
+
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def colourful(monkeypatch: pytest.MonkeyPatch, columns: int = 120) -> Style:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return Style(Terminal())
+
+
+def test_columns_are_aligned() -> None:
+    text = table(("NAME", "N"), [("a", 1), ("longer", None)], PLAIN)
+    assert text.splitlines() == ["NAME    N", "a       1", "longer  -"]
+
+
+def test_colour_is_for_terminals_and_never_when_unwanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in table(("STATE",), [("running",)], PLAIN)
+    style = colourful(monkeypatch)
+    assert "\x1b[32mrunning\x1b[0m" in table(("STATE",), [("running",)], style)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not Style(Terminal()).colours
+
+
+def test_lines_end_with_the_terminal_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = table(("NAME",), [("x" * 100,)], colourful(monkeypatch, columns=20))
+    assert f"{'x' * 19}…" in text.splitlines()
+
+
+@given(st.text())
+def test_text_of_a_node_cannot_steer_the_terminal(text: str) -> None:
+    shown = clean(text)
+    assert not any(ord(char) < 32 and char != "\t" or 0x7F <= ord(char) < 0xA0 for char in shown)  # noqa: RUF021
+
+
+def test_escape_sequences_are_taken_out_whole() -> None:
+    assert clean("a\x1b[31mred\x1b[0m\x07") == "ared"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.42, "0.4 s"),
+        (12, "12 s"),
+        (200, "3 min 20 s"),
+        (5 * 3600 + 720, "5 h 12 min"),
+        (2 * 86400 + 3 * 3600, "2 d 3 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(5, "5 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (2 << 40, "2.0 TiB")])
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"a": [{"x": 1, "y": None}, [], {}], "b": {"c": True}}, 'a:\n- x: 1\n  "y": null\n- []\n- {}\nb:\n  c: true'),
+        (
+            ["plain words", "/dev/vda", "on", "1e5", "a: b", "- x", "#c", "", " x", "2020-01-01"],
+            '- plain words\n- /dev/vda\n- "on"\n- "1e5"\n- "a: b"\n- "- x"\n- "#c"\n- ""\n- " x"\n- "2020-01-01"',
+        ),
+        ([1.5, 1e-05, 1e22, float("inf"), float("nan")], "- 1.5\n- 1.0e-05\n- 1.0e+22\n- .inf\n- .nan"),
+        ("a\nb\x9f\u2028", '"a\\nb\\u009f\\u2028"'),
+        ([["a", ["b"]]], "- - a\n  - - b"),
+        (b"\xffx", '"\ufffdx"'),
+    ],
+)
+def test_yaml(value: object, text: str) -> None:
+    assert to_yaml(value) == text
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_json_is_what_went_in(value: object) -> None:
+    assert json.loads(to_json(value)) == value
+
+
+def test_events_are_lines() -> None:
+    lines = [views.event(event, PLAIN) for event in EVENTS]
+    assert lines == [
+        "    0.500 phase    1/14 mounts: done, 12 ms",
+        "    1.500 service  kubelet: running (ready)",
+        "    2.500 node     running, ready",
+        "    3.500 device   action=add devname=vda",
+    ]
+    assert "7 dropped" in views.event({"dropped": 7}, PLAIN)
+    assert views.event({**EVENTS[0], "status": "failed", "waited_for": "x", "error": "no disk"}, PLAIN).endswith(
+        "mounts: failed, 12 ms, waited for x: no disk"
+    )
+
+
+def test_a_service_that_fails_is_shown_with_its_last_lines() -> None:
+    text = views.services(ANSWERS["services"], PLAIN)
+    assert "kubelet starts again in 2.5 s; its last lines:\n  bad flag" in text
+    assert "exit status 1" in text
+
+
+def test_the_boot_is_drawn_with_its_critical_path() -> None:
+    times: types.BootTimes = ANSWERS["boot.times"]
+    assert views.critical_path(times["phases"]) == ["var", "mounts"]
+    mounts, disks, var, mark, legend = views.boot_times(times, PLAIN).splitlines()
+    assert mounts.startswith("* mounts")
+    assert disks.startswith("  disks")
+    assert disks.endswith("skipped")
+    assert var.endswith("after mounts")
+    assert mounts.index("█") < var.index("█")
+    assert mounts.count("█") == 10
+    assert var.count("█") == 30
+    assert mark.endswith("▲")
+    assert legend.startswith("* critical path: mounts > var")
+    assert "none" in views.boot_times({"exec": 0.0, "phases": [], "marks": {}}, PLAIN)
+
+
+def test_a_loop_in_what_phases_say_they_waited_for_ends() -> None:
+    phase: types.BootPhase = ANSWERS["boot.times"]["phases"][0]
+    assert views.critical_path([{**phase, "waited_for": "mounts"}]) == ["mounts"]
