@@ -6,8 +6,9 @@ know, so names are checked here. Nothing of the schema is imported: the schema u
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from initd.config.checks import plain, size_bytes, unknown_key
 from initd.config.errors import MismatchError
@@ -139,5 +140,5 @@ def files(config: Config, memory: int) -> tuple[bytes, dict[str, bytes]]:
         metadata = manifest["metadata"]
         namespace = metadata.get("namespace", "default")
         name = metadata["name"] if namespace == "default" else f"{namespace}_{metadata['name']}"
-        pods[name + ".json"] = json.dumps(manifest).encode()
-    return json.dumps(configuration(config, memory), indent=1).encode(), pods
+        pods[name + ".json"] = msgspec.json.encode(manifest)
+    return msgspec.json.encode(configuration(config, memory)), pods
