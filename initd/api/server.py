@@ -143,7 +143,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def write(self, data: bytes) -> None:
         """Send data."""
-        self._transport.write(data)
+        if not self._transport.is_closing():  # else asyncio warns, once for each item of a stream
+            self._transport.write(data)
 
     def pending(self) -> int:
         """Return how many bytes wait for the peer."""
