@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qemu.disks import Disk
 
 QEMU = "qemu-system-x86_64"
+_FIRMWARE_RESET = 0.5  # seconds
 _TAIL = 3000  # characters of console that explain a failure
 
 
@@ -77,6 +78,8 @@ class Machine:
     ) -> None:
         self.name = name
         self.journal = Journal()
+        self.resets = 0  # how often the machine was reset, by the guest or from outside
+        self._last_reset = 0.0
         self._image = image
         self._config = config
         self._memory = memory
@@ -341,13 +344,20 @@ class Machine:
 
     def _on_qmp(self, event: Mapping[str, Any]) -> None:
         match event:
-            case {"event": "RESET"}:
+            case {"event": "RESET", "timestamp": {"seconds": int(seconds), "microseconds": int(microseconds)}}:
+                self._count_reset(seconds + microseconds / 1e6)
                 self.journal.reset()
                 self._bridge.lost()
             case {"event": "VSERPORT_CHANGE", "data": {"id": "api", "open": False}}:
                 self._bridge.lost()
             case {"event": "VSERPORT_CHANGE", "data": {"id": "api", "open": True}}:
                 self._bridge.opened()
+
+    def _count_reset(self, now: float) -> None:
+        # The firmware answers a reset with one more of its own at once; no guest resets a machine this soon.
+        if now - self._last_reset > _FIRMWARE_RESET:
+            self.resets += 1
+        self._last_reset = now
 
     def _exited(self, status: int) -> None:
         self.journal.stop(f"machine {self.name}: QEMU ended with status {status}")

@@ -36,7 +36,10 @@ class Network:
         # An option ROM would make firmware try a network boot, which costs seconds.
         card = ["-device", f"virtio-net-pci,netdev=net{index},id=nic{index},mac={self.mac(index)},romfile="]
         if not self.dhcp:
-            return ["-netdev", f"hubport,id=net{index},hubid={index}", *card]
+            # A hub without a second port takes no packets: the card's queue would stall, and not only until there is
+            # one.
+            sink = ["-netdev", f"hubport,id=sink{index},hubid={index}"]
+            return ["-netdev", f"hubport,id=net{index},hubid={index}", *sink, *card]
         forwards = "".join(f",hostfwd={rule}" for rule in self._rules())
         return ["-netdev", f"user,id=net{index},restrict={'on' if self.restrict else 'off'}{forwards}", *card]
 

@@ -5,10 +5,13 @@
     def test_ready(node):
         assert node.client().call("status")["ready"]
 
-node: one ready machine for all tests of a module, which must leave it as they found it. fresh_node: one for this test
-alone. machine_factory: makes machines with other hardware or configuration, not started; they are killed after the
-test. image: what they boot. When a test fails, its report has the end of each machine's console and the events of its
-node.
+node: one ready machine for all tests that ask for it, which must leave it as they found it.
+fresh_node: one like it for this test alone.
+node_options: what both are made with; override it to give them another configuration or other hardware.
+machine_factory: makes machines of any kind, not started; they are killed after the test.
+image: what all of them boot.
+
+When a test fails, its report has the end of each machine's console and the events of its node.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _numbers = itertools.count(1)
 
 
 class MachineFactory(Protocol):
-    """Makes a machine; takes what Machine takes, except name and image."""
+    """Makes a machine; takes what Machine takes, except name."""
 
     def __call__(self, **options: Any) -> Machine: ...
 
@@ -47,7 +50,7 @@ def image() -> Bootable:
 
 @pytest.fixture(scope="session")
 def node_options() -> dict[str, Any]:
-    """What `node` is made with: arguments of Machine. Define a fixture of this name to have another configuration."""
+    """What node and fresh_node are made with: arguments of Machine, except name."""
     return {}
 
 
@@ -58,9 +61,9 @@ def node(image: Bootable, node_options: dict[str, Any]) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def fresh_node(image: Bootable) -> Iterator[Machine]:
+def fresh_node(image: Bootable, node_options: dict[str, Any]) -> Iterator[Machine]:
     """A machine of the test's own, whose node is ready."""
-    yield from _ready(image)
+    yield from _ready(image, **node_options)
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def machine_factory(image: Bootable) -> Iterator[MachineFactory]:
     made: list[Machine] = []
 
     def make(**options: Any) -> Machine:
-        made.append(_made(image, **options))
+        made.append(_made(**{"image": image, **options}))
         return made[-1]
 
     yield make
@@ -78,7 +81,7 @@ def machine_factory(image: Bootable) -> Iterator[MachineFactory]:
 
 
 def _ready(image: Bootable, **options: Any) -> Iterator[Machine]:
-    machine = _made(image, **options)
+    machine = _made(image=image, **options)
     try:
         machine.start()
         machine.wait_for("ready", READY_TIMEOUT)
@@ -87,11 +90,11 @@ def _ready(image: Bootable, **options: Any) -> Iterator[Machine]:
         _end(machine)
 
 
-def _made(image: Bootable, **options: Any) -> Machine:
+def _made(**options: Any) -> Machine:
     running = [machine.name for machine in _machines if machine.running]
     if len(running) >= MAX_MACHINES:
         pytest.fail(f"at most {MAX_MACHINES} machines at once; running: {', '.join(running)}")
-    machine = Machine(f"test-{os.getpid()}-{next(_numbers)}", image, **options)
+    machine = Machine(f"test-{os.getpid()}-{next(_numbers)}", **options)
     _machines.append(machine)
     return machine
 

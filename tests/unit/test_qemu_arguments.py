@@ -83,7 +83,7 @@ def test_a_user_network_forwards_ports_of_its_own_choice() -> None:
 
 def test_a_silent_wire_is_a_hub_that_a_network_is_plugged_into_later() -> None:
     network = Network(dhcp=False, forward=(80,))
-    assert values(network.arguments(2), "-netdev") == ["hubport,id=net2,hubid=2"]
+    assert values(network.arguments(2), "-netdev") == ["hubport,id=net2,hubid=2", "hubport,id=sink2,hubid=2"]
     (_, user), (_, port) = network.plug(2)
     assert user["type"] == "user"
     assert user["hostfwd"] == [{"str": "tcp:127.0.0.1:0-:80"}]
