@@ -26,7 +26,7 @@ class Node:
     """State of the node. Light: it exists before anything heavy is imported."""
 
     def __init__(self) -> None:
-        self.exec_at = boottime()
+        self.exec_at = exec_time()
         self.boot_id = ""
         self.command_line: dict[str, str] = {}
         self.events = EventLog()
@@ -157,6 +157,14 @@ class Node:
         except OSError as error:
             log.error("node name not written", error=str(error))
         self.events.emit("identity", name=name, address=address)
+
+
+def exec_time() -> float:
+    """When PID 1 was executed, in seconds since boot: native/entry.c records it before the interpreter starts."""
+    try:
+        return float(os.environ["INITD_EXEC_AT"])
+    except (KeyError, ValueError):
+        return boottime()  # started by another interpreter, as unit tests are
 
 
 def write_etc(name: str, text: str) -> None:

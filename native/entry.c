@@ -47,6 +47,15 @@ static void last_words(int status, void *unused) {
         pause();
 }
 
+/* When this program was executed, in seconds since boot, for initd.node: the interpreter's own start is part of a boot. */
+static void record_exec_time(void) {
+    struct timespec now;
+    char text[32];
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    snprintf(text, sizeof text, "%lld.%09ld", (long long)now.tv_sec, now.tv_nsec);
+    setenv("INITD_EXEC_AT", text, 1); /* the kernel hands words of its command line on as variables: overwrite */
+}
+
 static PyStatus configure(PyConfig *config, int argc, char **argv) {
     PyPreConfig before;
     PyPreConfig_InitIsolatedConfig(&before);
@@ -76,6 +85,7 @@ static PyStatus configure(PyConfig *config, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     PyConfig config;
+    record_exec_time();
     on_exit(last_words, NULL);
     PyStatus status = configure(&config, argc, argv);
     if (!PyStatus_Exception(status))
