@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
 _STATES = {
     **dict.fromkeys(("running", "ready", "done", "healthy"), "green"),
-    **dict.fromkeys(("failed", "maintenance", "crashed", "crash loop", "unhealthy", "notready"), "red"),
-    **dict.fromkeys(("starting", "stopping", "booting", "waiting", "blocked", "backoff", "skipped"), "yellow"),
+    **dict.fromkeys(("failing", "crash-loop", "failed", "maintenance", "notready"), "red"),
+    **dict.fromkeys(("blocked", "starting", "stopping", "restarting", "backoff", "booting", "skipped"), "yellow"),
+    "down": "dim",
 }
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~])?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")

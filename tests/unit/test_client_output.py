@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from initd.client import views
 from initd.client.output import Style, clean, duration, size, table, to_json, to_yaml
+from initd.supervise.states import State
 from tests.unit.client_support import ANSWERS, EVENTS
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ def test_colour_is_for_terminals_and_never_when_unwanted(monkeypatch: pytest.Mon
     assert "\x1b[32mrunning\x1b[0m" in table(("STATE",), [("running",)], style)
     monkeypatch.setenv("NO_COLOR", "1")
     assert not Style(Terminal()).colours
+
+
+def test_every_state_of_a_service_has_a_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    style = colourful(monkeypatch)
+    assert all(style.state(state.value).startswith("\x1b[") for state in State)
 
 
 def test_lines_end_with_the_terminal_s(monkeypatch: pytest.MonkeyPatch) -> None:
