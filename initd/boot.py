@@ -54,8 +54,8 @@ class Skipped(Exception):  # noqa: N818 an outcome, not an error
 
 
 def mount_table(node: Node) -> None:
-    """Mount everything but /var."""
-    for line in mounts.mount_all():
+    """Mount what containerd and the boot need."""
+    for line in mounts.mount_all(tuple(row for row in mounts.TABLE if row.needed)):
         log.warning("mount failed", mount=line)
     with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
         node.command_line = sources.command_line(file.read())
@@ -76,7 +76,11 @@ def cgroup_tree(_node: Node) -> None:
 
 def load_modules(_node: Node) -> None:
     """Load what the boot cannot wait for."""
-    for line in modules.load_early():
+    _load(modules.EARLY)
+
+
+def _load(names: tuple[str, ...]) -> None:
+    for line in modules.load(names):
         log.warning("module not loaded", module=line)
 
 
@@ -120,11 +124,27 @@ def containerd(node: Node) -> None:
     service.start("boot")
 
 
+def mount_rest(_node: Node) -> None:
+    """Mount the kernel's other file systems; some load a module first, which takes its time."""
+    for line in mounts.mount_all(tuple(row for row in mounts.TABLE if not row.needed)):
+        log.warning("mount failed", mount=line)
+
+
+def start_network(node: Node) -> None:
+    """Start the network worker: what it imports overlaps containerd's start and PID 1's own imports."""
+    _load(modules.LINKS)
+    _start_worker(node, "network", 96 * MIB)
+
+
 def start_workers(node: Node) -> None:
-    """Exec the workers: what they import overlaps containerd's start and PID 1's own imports."""
-    for name, limit, idle in (("devices", 64, 0.0), ("network", 96, 0.0), ("containers", 128, IDLE_SECONDS)):
-        node.workers[name] = Worker(spec(name, limit * MIB), node.events, node.reaper, idle)
-        node.workers[name].start("boot")
+    """Start the other workers, which nothing that the kubelet needs to start waits for."""
+    _start_worker(node, "devices", 64 * MIB)
+    _start_worker(node, "containers", 128 * MIB, IDLE_SECONDS)
+
+
+def _start_worker(node: Node, name: str, memory_max: int, idle_seconds: float = 0.0) -> None:
+    node.workers[name] = Worker(spec(name, memory_max), node.events, node.reaper, idle_seconds)
+    node.workers[name].start("boot")
 
 
 def listen(node: Node) -> None:
@@ -247,28 +267,21 @@ async def settle_devices(node: Node) -> None:
         raise RuntimeError(f"the devices worker has not settled in {SETTLE_SECONDS:g} s") from None
 
 
-async def configure_network(node: Node) -> None:
-    """Give the network worker its configuration, at each of its starts."""
+def configure_network(node: Node) -> None:
+    """Give the network worker its configuration, now and at each of its starts, then with the lease in force."""
     import msgspec  # noqa: PLC0415 imported with the schema
 
-    from initd.api.protocol import ApiError, Code  # noqa: PLC0415 the loop runs now
-    from initd.config.schema import NetworkConfig  # noqa: PLC0415
+    from initd.config.schema import NetworkConfig  # noqa: PLC0415 while containerd starts
 
     worker = node.workers["network"]
     wanted = msgspec.to_builtins(node.config.network if node.config is not None else NetworkConfig())
-    worker.on("state", node.network_changed)
 
     def configure() -> None:
-        node.spawn_task(worker.call("configure", wanted), "network configuration")
+        worker.tell("configure", wanted, node.network["lease"] if node.network is not None else None)
 
+    worker.on("state", node.network_changed)
     worker.on_start = configure
-    if worker.state is State.RUNNING:
-        try:
-            await worker.call("configure", wanted)
-        except ApiError as error:
-            if error.code is not Code.UNAVAILABLE:
-                raise
-            log.warning("network worker ended; its next start configures it", error=error.message)
+    configure()
 
 
 async def import_images(node: Node) -> None:
@@ -294,16 +307,18 @@ PHASES = (
     Phase("modules", load_modules),
     Phase("source", find_configuration),
     Phase("var", var, fatal=True),
-    Phase("containerd", containerd, after=("var",)),
+    Phase("containerd", containerd),
     Phase("listen", listen),
-    Phase("workers", start_workers),
-    Phase("sysctl", set_parameters),
+    Phase("links", start_network),
     Phase("config", judge_configuration, fatal=True),
+    Phase("network", configure_network, after=("links",)),
+    Phase("sysctl", set_parameters),
     Phase("identity", identify, after=("config",)),
-    Phase("kubelet", start_kubelet, after=("identity", "sysctl", "containerd")),
+    Phase("kubelet", start_kubelet, after=("identity", "sysctl")),
+    Phase("workers", start_workers),
+    Phase("filesystems", mount_rest),
     Phase("log", start_log),
     Phase("api", serve_api, after=("listen",)),
-    Phase("network", configure_network, after=("workers",)),
     Phase("devices", settle_devices, after=("workers",)),
     Phase("images", import_images, after=("containerd", "workers")),
     Phase("liveness", watch_services),

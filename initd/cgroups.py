@@ -17,7 +17,8 @@ MIB = 1 << 20
 # memory.min protects nothing unless every level above it has one too.
 TREE: tuple[tuple[str, dict[str, int | str]], ...] = (
     ("initd", {"memory.min": 64 * MIB}),
-    ("initd/pid1", {"memory.min": 48 * MIB}),
+    # Among initd's own, PID 1 first: a busy worker must not delay a restart, nor the boot.
+    ("initd/pid1", {"memory.min": 48 * MIB, "cpu.weight": 1000}),
     ("runtime", {"memory.min": 96 * MIB}),
     ("shims", {}),
     ("kubelet", {"memory.low": 128 * MIB}),

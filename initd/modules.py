@@ -6,13 +6,16 @@ image are not compressed, so loading one is a single finit_module(2).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 from initd import native
 
-# overlay: containerd and /opt. virtio_net: a lease is on the kubelet's way. qemu_fw_cfg: a source of configuration.
-EARLY = ("overlay", "qemu_fw_cfg", "failover", "net_failover", "virtio_net", "af_packet")
+# overlay: containerd and /opt. qemu_fw_cfg: a source of configuration.
+EARLY = ("overlay", "qemu_fw_cfg")
+# A lease is on the kubelet's way, so the commonest link of a virtual machine does not wait for the devices worker.
+LINKS = ("virtio_net", "af_packet")
 
 
 def directory() -> str:
@@ -20,33 +23,41 @@ def directory() -> str:
     return f"/usr/lib/modules/{os.uname().release}"
 
 
-def load_early(names: tuple[str, ...] = EARLY) -> list[str]:
-    """Load `names` with what they depend on; returns one line for each that failed. One built in is no failure."""
+def load(names: tuple[str, ...]) -> list[str]:
+    """Load `names` with what they depend on; returns one line for each that failed.
+
+    One built in, loaded already or without hardware (qemu_fw_cfg outside of QEMU) is no failure.
+    """
     try:
         with open(f"{directory()}/modules.dep", encoding="ascii") as file:
-            paths = _dependencies(file.read())
+            text = file.read()
     except OSError as error:
         return [f"modules.dep: {error.strerror}"]
     failures: list[str] = []
     for name in names:
-        for path in paths.get(name, ()):
+        for path in dependencies(text, name):
             try:
                 native.finit_module(f"{directory()}/{path}")
             except FileExistsError:
                 continue  # loaded already, by stage 1 or for another one
             except OSError as error:
-                failures.append(f"{path}: {error.strerror}")
+                if error.errno != errno.ENODEV:
+                    failures.append(f"{path}: {error.strerror}")
     return failures
 
 
-def _dependencies(text: str) -> dict[str, list[str]]:
-    """Module name -> files to load, in order (modules.dep(5) lists what a module needs, the nearest first)."""
-    table = {}
-    for line in text.splitlines():
-        path, _, needs = line.partition(":")
-        name = os.path.basename(path).partition(".")[0].replace("-", "_")
-        table[name] = [*reversed(needs.split()), path]
-    return table
+def dependencies(text: str, name: str) -> list[str]:
+    """The files to load for the module `name`, in order; none if modules.dep(5), the `text`, does not have it.
+
+    The file lists what a module needs, the nearest first. It is searched, not parsed: it has thousands of lines.
+    """
+    for spelling in (name, name.replace("_", "-")):
+        end = text.find(f"/{spelling}.ko")
+        if end >= 0:
+            line = text[text.rfind("\n", 0, end) + 1 :].partition("\n")[0]
+            path, _, needs = line.partition(":")
+            return [*reversed(needs.split()), path]
+    return []
 
 
 def make_static_nodes() -> int:

@@ -132,6 +132,11 @@ def _make_image(target: Path, parts: _Parts, archive: debian.Archive, version: s
     shutil.rmtree(root)
 
 
+def programs(progress: Progress) -> Path:
+    """The folder with containerd, its shim, runc and the kubelet as the image has them. Raises BuildError."""
+    return _parts(Cache(progress)).base.root / "usr/bin"
+
+
 def image(progress: Progress) -> Image:
     """Build what changed and return the image. Raises BuildError with what is missing and what to do."""
     cache = Cache(progress)

@@ -64,6 +64,7 @@ class Worker(Service):
             self._child_end.close()
             self._child_end = None
         self._connect()
+        self.on_start()
         if self._loop is not None:
             self._loop.call_soon(self._up)
 
@@ -80,7 +81,6 @@ class Worker(Service):
             return  # it has ended in between, or is about to
         if self._is_up is not None:
             self._is_up.set()
-        self.on_start()
 
     def ended(self) -> None:
         """Its calls can never be answered any more."""
@@ -93,6 +93,8 @@ class Worker(Service):
 
         self._decoder = protocol.Decoder()
         self._loop.add_reader(self._socket.fileno(), self._readable)
+        if self._unsent:
+            self._loop.add_writer(self._socket.fileno(), self._writable)
 
     def _close(self) -> None:
         if self._child_end is not None:
@@ -114,6 +116,12 @@ class Worker(Service):
         from initd.api.protocol import ApiError, Code  # noqa: PLC0415
 
         return ApiError(Code.UNAVAILABLE, f"worker {self.spec.name}: {why}")
+
+    def tell(self, method: str, *params: object) -> None:
+        """Send a notification, or lose it if the worker does not run. Needs no loop: it may still be starting."""
+        from initd.api.protocol import Notification, encode  # noqa: PLC0415
+
+        self._send(encode(Notification(method, list(params))))
 
     async def call(self, method: str, *params: object, timeout: float = TIMEOUT) -> Any:
         """Call a method of the worker. Raises ApiError: the worker's own, or UNAVAILABLE, or DEADLINE_EXCEEDED."""
@@ -162,15 +170,15 @@ class Worker(Service):
             self.stop("idle")
 
     def _send(self, data: bytes) -> None:
-        if self._socket is None or self._loop is None:
+        if self._socket is None:
             return
         self._unsent += data
         self._writable()
-        if self._unsent and self._socket is not None:
+        if self._unsent and self._loop is not None:
             self._loop.add_writer(self._socket.fileno(), self._writable)
 
     def _writable(self) -> None:
-        if self._socket is None or self._loop is None:
+        if self._socket is None:
             return
         try:
             sent = self._socket.send(self._unsent)
@@ -179,7 +187,7 @@ class Worker(Service):
             return
         except OSError:
             self._unsent.clear()  # the worker is gone; its end is reaped and told from there
-        if not self._unsent:
+        if not self._unsent and self._loop is not None:
             self._loop.remove_writer(self._socket.fileno())
 
     def _readable(self) -> None:

@@ -1,6 +1,6 @@
 """The containers worker against the real containerd, in namespaces and folders of its own.
 
-INITD_TEST_BIN names a folder that holds containerd, containerd-shim-runc-v2 and runc as the image has them.
+Its programs are those that the image has.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from initd.api.protocol import ApiError, Decoder, Request, Response, encode
 from initd.containers import cri, messages
 from initd.containers.client import Containerd
 from initd.containers.images import NAMESPACE, import_images
+from rootfs import build
+from rootfs.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -56,12 +58,7 @@ conf_dir = '{folder}/cni'
 
 
 def programs() -> Path:
-    folder = os.environ.get("INITD_TEST_BIN")
-    if folder is None or not (Path(folder) / "containerd").is_file():
-        pytest.fail(
-            f"INITD_TEST_BIN: {folder!r}, expected a folder with containerd (`make test` builds it and says where)"
-        )
-    return Path(folder)
+    return build.programs(Progress())
 
 
 @dataclass

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SETTINGS = dict(TREE)
-FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.kill", "memory.min", "memory.low", "memory.max")
+FILES = (
+    "cpu.weight",
+    "cgroup.procs",
+    "cgroup.subtree_control",
+    "cgroup.kill",
+    "memory.min",
+    "memory.low",
+    "memory.max",
+)
 
 
 @pytest.mark.parametrize("path", [path for path, settings in TREE if "memory.min" in settings])

@@ -41,7 +41,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_a_module_needs_is_loaded_before_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(native, "finit_module", lambda path: loaded.append(os.path.relpath(path, tree)))
-    assert modules.load_early(("virtio_net", "qemu_fw_cfg", "built_in")) == []
+    assert modules.load(("virtio_net", "qemu_fw_cfg", "built_in")) == []
     assert loaded == [
         "kernel/net/core/failover.ko",
         "kernel/drivers/net/net_failover.ko",
@@ -56,7 +56,7 @@ def test_one_that_fails_is_told_and_one_that_is_there_is_not(monkeypatch: pytest
         raise FileExistsError(17, "File exists", path) if "failover" in path else OSError(8, "Exec format error", path)
 
     monkeypatch.setattr(native, "finit_module", load)
-    failures = modules.load_early(("virtio_net", "overlay"))
+    failures = modules.load(("virtio_net", "overlay"))
     assert failures == [
         "kernel/drivers/net/virtio_net.ko: Exec format error",
         "kernel/fs/overlayfs/overlay.ko.xz: Exec format error",
@@ -65,7 +65,7 @@ def test_one_that_fails_is_told_and_one_that_is_there_is_not(monkeypatch: pytest
 
 def test_a_root_without_modules_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modules, "directory", lambda: str(tmp_path))
-    assert modules.load_early() == ["modules.dep: No such file or directory"]
+    assert modules.load(modules.EARLY) == ["modules.dep: No such file or directory"]
 
 
 def test_static_nodes(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

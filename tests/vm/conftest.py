@@ -143,7 +143,7 @@ def outside() -> Iterator[int]:
     """An HTTP server of the host, outside the node (10.0.2.2 as the node sees it); returns its port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 the name that http.server calls
+        def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"hello from outside")

@@ -10,7 +10,9 @@ PROBE_PORT = 9000
 HOST_SHARED = "/var/lib/shared"
 
 
-def pod(name: str, *containers: dict[str, Any], volumes: list[dict[str, Any]] | None = None, **spec: Any) -> dict[str, Any]:
+def pod(
+    name: str, *containers: dict[str, Any], volumes: list[dict[str, Any]] | None = None, **spec: Any
+) -> dict[str, Any]:
     """Return a Pod manifest."""
     return {
         "apiVersion": "v1",
@@ -45,7 +47,7 @@ def probe(port: int = PROBE_PORT) -> dict[str, Any]:
 def web() -> dict[str, Any]:
     """Return the pod with every kind of volume that a standalone kubelet gives, an HTTP server behind a hostPort.
 
-    A projected volume is not among them: without an API server the kubelet refuses it ("kube client is not configured").
+    A projected volume is not among them: without an API server the kubelet refuses it (its client is missing).
     A downwardAPI volume is the same to the node: a tmpfs that the kubelet mounts by exec'ing mount.
     """
     labels = {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}

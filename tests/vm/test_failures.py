@@ -75,10 +75,11 @@ def test_kubelet_that_cannot_start_backs_off_and_says_why(machine_factory: Machi
 def test_machine_without_disk_says_what_is_missing_and_restarts(machine_factory: MachineFactory) -> None:
     from qemu.machine import Files  # noqa: PLC0415 kept beside its only use
     from rootfs import build  # noqa: PLC0415
+    from rootfs.progress import Progress  # noqa: PLC0415
 
-    image = build.image(print)
+    image = build.image(Progress())
     machine = machine_factory()
-    machine._image = Files(image.kernel, image.initramfs, None)  # noqa: SLF001 the only machine without a disk
+    machine._image = Files(image.kernel, image.initramfs, None)
     machine.start()
     until("stage 1 says so", lambda: "initd-root-a" in machine.console_tail(), 60.0)
     until("a restart", lambda: machine.resets >= 1, 60.0)
@@ -86,7 +87,8 @@ def test_machine_without_disk_says_what_is_missing_and_restarts(machine_factory:
 
 def test_static_address_without_any_dhcp(machine_factory: MachineFactory) -> None:
     config = manifests.config(
-        extra='[node]\nname = "fixed"\n[[network.interfaces]]\nname = "eth0"\naddresses = ["10.0.2.15/24"]\ngateway = "10.0.2.2"\n'
+        extra='[node]\nname = "fixed"\n[[network.interfaces]]\nname = "eth0"\n'
+        'addresses = ["10.0.2.15/24"]\ngateway = "10.0.2.2"\n'
     )
     machine = machine_factory(config=config, networks=(Network(dhcp=False),))
     machine.start()

@@ -29,9 +29,7 @@ def boot(machine_factory: MachineFactory, **options: Any) -> Machine:
 
 def test_reboot_leaves_nothing_in_var(machine_factory: MachineFactory) -> None:
     marker = f"{manifests.HOST_SHARED}/marker-of-the-first-boot"
-    machine = boot(
-        machine_factory, config=manifests.config(manifests.probe()), networks=(Network(forward=FORWARD),)
-    )
+    machine = boot(machine_factory, config=manifests.config(manifests.probe()), networks=(Network(forward=FORWARD),))
     wait_for_pods(machine, "probe")
     probe = Probe(machine)
     assert probe("mount", path="/shared/marker-of-the-first-boot") == {"error": None}

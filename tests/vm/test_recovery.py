@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def uids(machine: Machine) -> dict[str, tuple[str, list[str]]]:
     """Return each pod's UID and its containers' ids."""
-    return {name: (pod["uid"], [container["id"] for container in pod["containers"]]) for name, pod in pods(machine).items()}
+    return {
+        name: (pod["uid"], [container["id"] for container in pod["containers"]]) for name, pod in pods(machine).items()
+    }
 
 
 def kill_service(machine: Machine, probe: Probe, name: str) -> None:
@@ -72,7 +74,9 @@ def requests(running: Machine) -> Iterator[list[str]]:
     thread.join()
 
 
-def test_containerd_killed_comes_back_and_pods_go_on_serving(running: Machine, probe: Probe, requests: list[str]) -> None:
+def test_containerd_killed_comes_back_and_pods_go_on_serving(
+    running: Machine, probe: Probe, requests: list[str]
+) -> None:
     before = uids(running)
     kill_service(running, probe, "containerd")
     until("pods as before", lambda: uids(running) == before)
