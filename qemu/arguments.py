@@ -46,6 +46,7 @@ class Hardware:
     console: Path
     api: int
     qmp: int
+    extra: Sequence[str] = ()
 
 
 def command(qemu: str, hardware: Hardware) -> list[str]:
@@ -64,6 +65,7 @@ def command(qemu: str, hardware: Hardware) -> list[str]:
         *devices,
         *(a for n in range(HOTPLUG_PORTS) for a in ("-device", f"pcie-root-port,id=hotplug{n},chassis={n + 1}")),
         *(("-fw_cfg", f"name=opt/io.initd/config,file={_quoted(hardware.config)}") if hardware.config else ()),
+        *hardware.extra,
     ]
 
 

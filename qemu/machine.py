@@ -61,7 +61,8 @@ class Machine:
 
     name: unique among the user's machines; `initctl --vm NAME` finds it. image: what to boot, by default what rootfs
     builds. config: the node's configuration as TOML text (or anything else, to see what the node makes of it), given
-    through fw_cfg; None for none. memory: MiB. kernel_arguments are appended to the standard ones.
+    through fw_cfg; None for none. memory: MiB. kernel_arguments are appended to the standard ones, qemu_arguments to
+    QEMU's command line.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Machine:
         disks: Sequence[Disk] = (),
         networks: Sequence[Network] = (Network(),),
         kernel_arguments: str = "",
+        qemu_arguments: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.journal = Journal()
@@ -87,6 +89,7 @@ class Machine:
         self._disks = disks
         self._networks = networks
         self._kernel_arguments = f"{arguments.KERNEL_ARGUMENTS} {kernel_arguments}".rstrip()
+        self._qemu_arguments = qemu_arguments
         self._folder = vms.directory() / name
         self._storage = disks_folder(name)
         self._cleanup = contextlib.ExitStack()
@@ -149,6 +152,7 @@ class Machine:
                 console=self.console,
                 api=api_far.fileno(),
                 qmp=qmp_far.fileno(),
+                extra=self._qemu_arguments,
             )
             fds = (api_far.fileno(), qmp_far.fileno())
             self._process = Process(arguments.command(qemu, hardware), fds, self._folder / "qemu.log", self._exited)
@@ -165,15 +169,16 @@ class Machine:
 
     def _claim(self) -> None:
         """Take the name, for as long as this process or the machine lives, and make its folders afresh."""
-        self._folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(self._folder.parent / f".{self.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            hint = "use another --name, or stop it: initctl --vm {} shutdown"
-            raise HarnessError(f"a machine named {self.name} runs already", hint.format(self.name)) from None
+        registry = self._folder.parent
+        registry.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if registry.stat().st_uid != os.getuid():  # /tmp is everybody's, and api.sock gives every right to a node
+            raise HarnessError(f"{registry} belongs to another user", "set XDG_RUNTIME_DIR to a folder of your own")
+        lock = _lock(registry / f".{self.name}.lock")
+        if lock is None:
+            hint = f"use another name, or stop it: python -m qemu stop {self.name}"
+            raise HarnessError(f"a machine named {self.name} runs already", hint)
         self._cleanup.callback(os.close, lock)
+        self._cleanup.callback((registry / f".{self.name}.lock").unlink, missing_ok=True)
         for folder in (self._folder, self._storage):
             shutil.rmtree(folder, ignore_errors=True)  # what a harness that was killed left behind
             folder.mkdir(parents=True, mode=0o700)
@@ -392,6 +397,22 @@ def built() -> Bootable:
         return build.image(Progress())
     except BuildError as error:
         raise HarnessError(error.message, error.hint) from error
+
+
+def _lock(path: Path) -> int | None:
+    """Return a descriptor that holds the lock, None if somebody else does. The holder removes the file when done."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except FileNotFoundError:
+            pass  # the holder before us removed it between our open and our lock: what we hold locks nothing
+        os.close(lock)
 
 
 def _tail(path: Path, characters: int) -> str:
