@@ -13,9 +13,9 @@ int main(void) {
     sigaddset(&set, SIGINT);
     sigprocmask(SIG_BLOCK, &set, NULL); /* blocked and waited for: a process 1 gets no signal that it has no use for */
     while (number != SIGTERM && number != SIGINT) {
-        sigwait(&set, &number);
-        while (waitpid(-1, NULL, WNOHANG) > 0)
+        while (waitpid(-1, NULL, WNOHANG) > 0) /* first: a child inherited over exec may have ended before */
             continue;
+        sigwait(&set, &number);
     }
     return 0;
 }

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 import sys
 import tarfile
 from pathlib import Path
@@ -129,7 +130,9 @@ def test_pause_reaps_and_ends_when_told(programs: Path) -> None:
     namespaces = Namespace.PID | Namespace.MOUNT
     child = native.spawn(Spawn(("/bin/sh", "-c", script, str(programs / "pause")), {}, namespaces=namespaces))
     children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    end = time.monotonic() + 20
     while Path(f"/proc/{child.pid}/comm").read_text() != "pause\n" or children.read_text():
+        assert time.monotonic() < end, f"not reaped: {children.read_text()}"
         os.sched_yield()
     assert stop(child).status == 0
 
