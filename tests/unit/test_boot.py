@@ -1,0 +1,179 @@
+"""The phase runner with phases made for tests, and rules of the real list."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from initd import boot
+from initd.boot import PHASES, Phase, Skipped
+from initd.node import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from initd.api.types import BootPhase
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *phases: Phase, node: Node | None = None) -> tuple[Node, dict[str, BootPhase]]:
+    """Walk the phases as PID 1 does; returns the node and each phase's outcome, in the order in which they came."""
+    monkeypatch.setattr(boot, "PHASES", phases)
+    node = node or Node()
+    pending = boot.early(node)
+    asyncio.run(boot.finish(node, pending))
+    assert len(node.boot_phases) == len(phases), "a phase is noted once"
+    return node, {phase["name"]: phase for phase in node.boot_phases}
+
+
+def passes(_node: Node) -> None:
+    pass
+
+
+def fails(_node: Node) -> None:
+    raise OSError(5, "Input/output error", "/x")
+
+
+def skips(_node: Node) -> None:
+    raise Skipped("nothing to do")
+
+
+def later(*steps: Callable[[], Any]) -> Callable[[Node], Coroutine[Any, Any, None]]:
+    """A phase that goes on in the loop, one step a turn."""
+
+    async def rest(_node: Node) -> None:
+        for step in steps:
+            await asyncio.sleep(0)
+            step()
+
+    return rest
+
+
+def raising(failure: Exception) -> Callable[[], None]:
+    def step() -> None:
+        raise failure
+
+    return step
+
+
+def test_phases_run_in_order_and_then_the_node_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    node, phases = run(
+        monkeypatch,
+        Phase("one", lambda _node: ran.append("one")),
+        Phase("two", later(lambda: ran.append("two"))),
+        Phase("three", lambda _node: ran.append("three")),
+    )
+    assert ran == ["one", "three", "two"]
+    assert node.phase == "running"
+    assert [phase["status"] for phase in phases.values()] == ["done"] * 3
+    assert [(phase["name"], phase["index"]) for phase in phases.values()] == [("one", 1), ("three", 3), ("two", 2)]
+    events = [event for event in node.events.since(0) if event["kind"] == "phase"]
+    assert [cast("dict[str, Any]", event)["total"] for event in events] == [3, 3, 3]
+
+
+def test_a_failure_is_noted_and_what_is_after_it_skipped_in_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, phases = run(
+        monkeypatch,
+        Phase("disk", fails),
+        Phase("mount", passes, after=("disk",)),
+        Phase("service", later(), after=("mount",)),
+        Phase("other", passes),
+    )
+    assert {name: phase["status"] for name, phase in phases.items()} == {
+        "disk": "failed",
+        "mount": "skipped",
+        "service": "skipped",
+        "other": "done",
+    }
+    assert phases["service"]["error"] == "mount was not done"
+    assert node.phase == "running"
+    assert node.faults == {"disk": "[Errno 5] Input/output error: '/x'"}
+    assert not node.status()["ready"]
+
+
+@pytest.mark.parametrize("run_phase", [fails, later(raising(OSError(5, "Input/output error", "/x")))])
+def test_a_fatal_failure_is_maintenance(monkeypatch: pytest.MonkeyPatch, run_phase: Any) -> None:
+    node, phases = run(monkeypatch, Phase("config", run_phase, fatal=True), Phase("api", later()))
+    assert node.phase == "maintenance"
+    assert phases["api"]["status"] == "done"
+    assert "config: [Errno 5] Input/output error: '/x'" in node.status()["reasons"]
+
+
+def test_a_phase_with_nothing_to_do_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, phases = run(
+        monkeypatch,
+        Phase("early", skips),
+        Phase("late", later(raising(Skipped("not here")))),
+        Phase("after", passes, after=("late",)),
+    )
+    assert {name: phase["status"] for name, phase in phases.items()} == dict.fromkeys(phases, "skipped")
+    assert phases["late"]["error"] == "not here"
+    assert node.faults == {}
+
+
+def test_a_failure_in_the_loop_skips_what_waited_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, phases = run(
+        monkeypatch,
+        Phase("lease", later(raising(TimeoutError()))),
+        Phase("kubelet", passes, after=("lease",)),
+    )
+    assert (phases["lease"]["status"], phases["lease"]["error"]) == ("failed", "TimeoutError")
+    assert phases["kubelet"]["status"] == "skipped"
+
+
+def test_pending_phases_run_beside_each_other_and_tell_what_they_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = asyncio.Barrier(2)
+    now = [0.0]
+
+    async def meet(_node: Node) -> None:
+        async with asyncio.timeout(5):
+            await met.wait()  # ends only if both are there
+        now[0] += 1
+
+    monkeypatch.setattr(boot, "boottime", lambda: now[0])
+    _, phases = run(
+        monkeypatch,
+        Phase("network", meet),
+        Phase("devices", meet),
+        Phase("kubelet", passes, after=("network",)),
+        Phase("images", later(), after=("kubelet",)),
+        Phase("alone", later()),
+    )
+    assert [phase["waited_for"] for phase in phases.values() if phase["name"] == "kubelet"] == ["network"]
+    assert phases["images"]["waited_for"] == "kubelet"
+    assert phases["alone"]["waited_for"] is None
+    assert {phase["status"] for phase in phases.values()} == {"done"}
+
+
+def test_nothing_begins_once_the_node_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    _, phases = run(
+        monkeypatch,
+        Phase("lease", later(lambda: node.enter("stopping"))),
+        Phase("kubelet", passes, after=("lease",)),
+        node=node,
+    )
+    assert phases["kubelet"]["error"] == "the node is stopping"
+    assert node.phase == "stopping"
+
+
+def test_the_real_list_names_what_stands_above() -> None:
+    seen: set[str] = set()
+    for phase in PHASES:
+        assert set(phase.after) <= seen
+        assert phase.name not in seen
+        seen.add(phase.name)
+    names = [phase.name for phase in PHASES]
+    assert names.index("containerd") < names.index("config") < names.index("kubelet")
+    assert names.index("listen") < names.index("config"), "a node with a bad configuration can be asked why"
+    assert {phase.name for phase in PHASES if phase.fatal} == {"mounts", "cgroups", "var", "config"}
+
+
+@pytest.mark.parametrize("error", ["fw_cfg: node.name: expected text", None])
+def test_without_a_configuration_there_is_maintenance(error: str | None) -> None:
+    node = Node()
+    node.config_error = error
+    with pytest.raises(RuntimeError, match=error or "no source of configuration"):
+        boot.judge_configuration(node)

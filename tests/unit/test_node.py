@@ -1,0 +1,171 @@
+"""What the node says of itself, and what follows from what its parts tell it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from initd import mounts, native
+from initd.config.schema import Config
+from initd.node import Node, write_first_etc
+from initd.supervise.states import State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from initd.supervise.service import Service
+    from initd.supervise.states import Event
+
+
+class FakeService:
+    """What the node looks at of a service, and what it does to it."""
+
+    def __init__(self, name: str, state: State = State.RUNNING, *, healthy: bool = True) -> None:
+        self.spec = type("Spec", (), {"name": name})
+        self.state = state
+        self.healthy = healthy
+        self.missing: str | None = None
+        self.argv: tuple[str, ...] = ()
+        self.done: list[str] = []
+
+    def needs(self) -> str | None:
+        return self.missing
+
+    def handle(self, event: Event, _reason: str) -> None:
+        self.done.append(event.name)
+
+    def restart(self, reason: str) -> None:
+        self.done.append(reason)
+
+
+def network(**changes: Any) -> Any:
+    return {
+        "ready": True, "reasons": [], "hostname": None, "address": "192.0.2.7", "links": [], "dns": ["192.0.2.53"],
+        "ntp": [], "lease": None, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(mounts, "ETC", str(tmp_path))
+    monkeypatch.setattr(native, "sethostname", (tmp_path / "kernel").write_text)
+    return tmp_path
+
+
+def add(node: Node, *services: FakeService) -> None:
+    node.services |= {service.spec.name: cast("Service", service) for service in services}  # type: ignore[attr-defined]
+
+
+def kinds(node: Node) -> list[str]:
+    return [event["kind"] for event in node.events.since(0)]
+
+
+def test_ready_only_when_everything_is(etc: Path) -> None:
+    assert etc.is_dir()
+    node = Node()
+    kubelet = FakeService("kubelet", State.STARTING)
+    add(node, FakeService("containerd"), kubelet)
+    assert node.status()["reasons"] == ["phase is booting", "network: not configured yet", "kubelet: starting"]
+    node.enter("running")
+    node.network_changed(network(ready=False, reasons=["eth0: no carrier"], address=None))
+    assert node.status()["reasons"] == ["network: eth0: no carrier", "kubelet: starting"]
+    node.network_changed(network())
+    kubelet.state, kubelet.healthy = State.RUNNING, False
+    assert node.reasons() == ["kubelet: not healthy yet"]
+    kubelet.healthy = True
+    node.update()
+    node.update()
+    told: list[Any] = [event for event in node.events.since(0) if event["kind"] == "node"]
+    assert [event["ready"] for event in told][-1]
+    assert sum(event["ready"] for event in told) == 1, "only changes are told"
+
+
+def test_stopping_is_the_last_phase() -> None:
+    node = Node()
+    node.enter("stopping")
+    node.enter("maintenance")
+    assert node.phase == "stopping"
+
+
+def test_what_waits_for_a_service_goes_on_when_it_is_ready() -> None:
+    node = Node()
+    containerd, kubelet = FakeService("containerd", State.STARTING), FakeService("kubelet", State.BLOCKED)
+    kubelet.missing = "containerd"
+    add(node, containerd, kubelet)
+    node.service_changed(cast("Service", containerd))
+    assert kubelet.done == []
+    containerd.state, kubelet.missing = State.RUNNING, None
+    node.service_changed(cast("Service", containerd))
+    assert kubelet.done == ["UNBLOCKED"]
+
+
+def test_the_files_follow_name_address_and_name_servers(etc: Path) -> None:
+    write_first_etc()
+    assert (etc / "resolv.conf").read_text() == ""
+    node = Node()
+    node.network_changed(network(dns=["192.0.2.1", "192.0.2.2", "2001:db8::1", "192.0.2.3"]))
+    assert (etc / "resolv.conf").read_text().count("nameserver") == 3  # resolv.conf(5): no more are read
+    node.identify("node-1", "192.0.2.7")
+    assert (etc / "hostname").read_text() == "node-1\n"
+    assert "192.0.2.7 node-1" in (etc / "hosts").read_text().splitlines()
+    assert (etc / "kernel").read_text() == "node-1"
+    assert not list(etc.glob("*.new"))
+
+
+def test_an_address_that_comes_late_reaches_the_kubelet_once(etc: Path) -> None:
+    assert etc.is_dir()
+    node = Node()
+    node.config = Config()
+    kubelet = FakeService("kubelet")
+    add(node, kubelet)
+    node.identify("node-1", None)
+    node.network_changed(network(address=None))
+    assert kubelet.done == []
+    node.network_changed(network())
+    node.network_changed(network(address="192.0.2.8"))
+    assert kubelet.done == ["the node has the address 192.0.2.7 now"]
+    assert "--node-ip=192.0.2.7" in kubelet.argv
+    assert node.address == "192.0.2.7", "chosen once and kept for this boot"
+    assert kinds(node).count("identity") == 2
+
+
+def test_half_a_view_of_the_network_does_not_replace_a_whole_one(etc: Path) -> None:
+    assert etc.is_dir()
+    node = Node()
+    node.network_changed(network())
+    with pytest.raises(ValueError, match="without address, dns, hostname, reasons"):
+        node.network_changed(cast("Any", {"ready": True}))
+    assert node.status()["ready"] is False
+    assert node.network == network()
+
+
+def test_etc_that_cannot_be_written_is_no_end(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "ETC", str(etc / "missing"))
+    node = Node()
+    node.network_changed(network())
+    node.identify("node-1", None)
+    assert node.name == "node-1"
+
+
+def test_a_task_that_fails_ends_alone() -> None:
+    async def whole() -> None:
+        node = Node()
+        node.loop = asyncio.get_running_loop()
+        ran = asyncio.Event()
+
+        async def fail() -> None:
+            raise RuntimeError("a fault")
+
+        async def work() -> None:
+            ran.set()
+
+        node.spawn_task(fail(), "fails")
+        node.spawn_task(work(), "works")
+        async with asyncio.timeout(5):
+            await ran.wait()
+            while node.tasks:
+                await asyncio.gather(*node.tasks)
+
+    asyncio.run(whole())
