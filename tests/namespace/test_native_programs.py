@@ -9,9 +9,9 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
@@ -76,8 +76,10 @@ def probe(command: str, **parameters: object) -> dict[str, Any]:
 def start(*argv: object, namespaces: int = 0) -> native.Child:
     """Start a server; return when its port listens, which the kernel tells by /proc/net/tcp6."""
     child = native.spawn(Spawn(tuple(map(str, argv)), {}, fds={2: 2}, namespaces=namespaces))
+    end = time.monotonic() + 20
     while f":{PORT:04X} " not in Path("/proc/net/tcp6").read_text():
         assert native.wait_pid(child.pid) is None, f"{argv[0]} ended"
+        assert time.monotonic() < end, f"{argv[0]} does not listen"
         os.sched_yield()
     return child
 
