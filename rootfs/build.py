@@ -46,7 +46,6 @@ def _recipe(*names: str) -> list[Path]:
 
 def _tools(cache: Cache, archive: debian.Archive) -> Tools:
     def make(target: Path) -> None:
-        archive.fetch()
         archive.unpack("tools", target)
         for name in MOUNT_POINTS:
             (target / name).mkdir(exist_ok=True)
@@ -68,7 +67,6 @@ def _base(cache: Cache, archive: debian.Archive, tools: Tools) -> tree.Base:
     name = key(*inputs, *(path.name for path in programs.values()), *recipe)
 
     def make(target: Path) -> None:
-        archive.fetch()
         tree.make_base(target, archive, site, programs, tools)
         closed.require(tree.Base(target).root, tools)
 
@@ -100,6 +98,7 @@ def _parts(cache: Cache) -> _Parts:
     archive = debian.Archive(cache)
     if not (cache.root / "base").exists():
         cache.require_space(COLD_BUILD, "the first build")
+    archive.fetch()  # first: if the mirror has moved on, other packages than the locked ones are what counts
     tools = _tools(cache, archive)
     return _Parts(tools, _base(cache, archive, tools), _native(cache, tools))
 
@@ -124,10 +123,12 @@ def _make_image(target: Path, parts: _Parts, archive: debian.Archive, version: s
     versions = {
         "kubernetes": golang.KUBERNETES,
         "containerd": golang.CONTAINERD,
+        "runc": golang.RUNC,
         "cni": golang.PLUGINS,
         "kernel": parts.base.modules.name,
     }
-    content = disk_image.manifest(root, files, archive.packages("root"), versions, moved_on=archive.moved_on)
+    packages = {package.name: package.version for package in archive.packages("root")} | python.image_versions()
+    content = disk_image.manifest(root, files, packages, versions, moved_on=archive.moved_on)
     disk_image.write_manifest(target / "manifest.json", content)
     shutil.rmtree(root)
 

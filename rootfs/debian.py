@@ -236,6 +236,8 @@ class Archive:
 
     def fetch(self) -> None:
         """Make the .debs of all trees present. Reads no network when they are."""
+        if not self._missing():
+            return
         with self.cache.locked("debs"):
             missing = self._missing()
             if not missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,24 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 WHEEL_LOCK = HERE / "locks/go.txt"
-KUBERNETES, CONTAINERD, PLUGINS = "v1.37.2", "v2.4.2", "v1.9.1"
+
+
+def _required(folder: str, module: str) -> str:
+    """The version of `module` that rootfs/go/FOLDER/go.mod asks for: the only place where it is written."""
+    text = (HERE / f"go/{folder}/go.mod").read_text()
+    (version,) = re.findall(rf"^require {re.escape(module)} (\S+)$", text, re.MULTILINE)
+    return str(version)
+
+
 HINT = "check the network, then run it again: what was built so far is kept"
 _VERSION = "k8s.io/component-base/version"
-_MAJOR, _MINOR, _ = KUBERNETES.removeprefix("v").split(".")
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _CNI = "github.com/containernetworking/plugins"
+KUBERNETES = _required("kubelet", "k8s.io/kubernetes")
+CONTAINERD = _required("containerd", _CONTAINERD)
+RUNC = _required("runc", "github.com/opencontainers/runc")
+PLUGINS = _required("cni", _CNI)
+_MAJOR, _MINOR, _ = KUBERNETES.removeprefix("v").split(".")
 _CONTAINERD_TAGS = "no_btrfs,no_devmapper,no_zfs,no_tracing,urfave_cli_no_docs,grpcnotrace"
 
 
@@ -67,8 +80,8 @@ BUILDS = (
         (f"{_CONTAINERD}/version.Version={CONTAINERD}",), f"{_CONTAINERD_TAGS},no_grpc",
     ),
     Build(
-        "runc", "runc", "runc, which starts containers (static, with seccomp)", 15, ("github.com/opencontainers/runc",),
-        tags="seccomp,netgo,osusergo,urfave_cli_no_docs,runc_nocriu", c=True,
+        "runc", "runc", f"runc {RUNC}, which starts containers (static, with seccomp)", 15,
+        ("github.com/opencontainers/runc",), tags="seccomp,netgo,osusergo,urfave_cli_no_docs,runc_nocriu", c=True,
     ),
     Build(
         "cni", "cni", f"CNI plugins {PLUGINS}: bridge, host-local, loopback, portmap", 5,

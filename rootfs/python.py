@@ -57,6 +57,12 @@ def host_site(cache: Cache) -> Path:
     )
 
 
+def image_versions() -> dict[str, str]:
+    """The image's third-party packages, as `python:NAME`, and their versions."""
+    pairs = (line.split()[0].split("==") for line in (HERE / "locks/python.txt").read_text().splitlines()[1:])
+    return {f"python:{name}": version for name, version in pairs}
+
+
 def resolve(requirements: Path, versions: tuple[str, ...]) -> str:
     """The text of a lock for `requirements`: exact versions, and the wheel's hash for each Python in `versions`."""
     hashes: dict[str, set[str]] = {}
