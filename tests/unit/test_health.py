@@ -1,0 +1,157 @@
+"""Liveness: what counts as an answer, and what follows from none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from initd.services import HttpProbe, ServiceSpec
+from initd.supervise import health, liveness
+from initd.supervise.service import Service
+from initd.supervise.states import State
+from tests.unit.core_support import World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SPEC = ServiceSpec("kubelet", ("/bin/kubelet",), {}, "kubelet", liveness=HttpProbe("127.0.0.1", 10248, "/healthz"))
+
+
+def answer(data: bytes | None, *, path: Path | None = None, timeout: float = 5.0) -> str | None:
+    """What a probe says of a server that answers `data`; None: it never answers."""
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        if data is None:
+            await reader.read()  # until the probe gives up
+        else:
+            writer.write(data)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        ended.set()
+
+    async def whole() -> str | None:
+        if path is not None:
+            server = await asyncio.start_unix_server(serve, str(path))
+            result = await health.http2_socket(str(path), timeout)
+        else:
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            result = await health.http("127.0.0.1", server.sockets[0].getsockname()[1], "/healthz", timeout)
+        await ended.wait()
+        server.close()
+        return result
+
+    return asyncio.run(whole())
+
+
+def test_http() -> None:
+    assert answer(b"HTTP/1.1 200 OK\r\n\r\nok") is None
+    for data, words in (
+        (b"HTTP/1.1 500 Internal Server Error\r\n\r\n", "500 Internal"),
+        (b"", "''"),
+        (b"200", "'200'"),
+        (b"\xff" * (1 << 17), "127.0.0.1"),
+    ):
+        assert words in str(answer(data))
+    assert "no answer from http://127.0.0.1" in str(answer(None, timeout=0.05))
+    assert "Connect call failed" in str(asyncio.run(health.http("127.0.0.1", 1, "/")))
+
+
+def test_http2(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    assert answer(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\x00\x00\x40\x00", path=path) is None
+    assert "not an HTTP/2 server" in str(answer(b"HTTP/1.1 400", path=path))
+    assert "bytes" in str(answer(b"\x00", path=path))
+    assert "no answer from" in str(answer(None, path=path, timeout=0.05))
+    assert "No such file" in str(asyncio.run(health.http2_socket(str(tmp_path / "none"))))
+
+
+class Bench:
+    """A service that is ready, and what its probe will say."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, spec: ServiceSpec) -> None:
+        self.world = World(patch)
+        self.trouble: str | None = None
+        self.service = Service(spec, self.world.events, self.world.reaper)
+        self.service.attach(self.world.clock.loop())
+        self.service.start()
+        self.world.clock.advance(45)  # a slow machine
+        self.service._accept({"READY": "1"})
+        patch.setattr(health, "http", self.probe)
+
+    async def probe(self, *_where: object) -> str | None:
+        return self.trouble
+
+    def ask(self) -> State:
+        asyncio.run(liveness.ask(self.service))
+        return self.service.state
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = Bench(monkeypatch, SPEC)
+    yield made
+    os.close(made.service.output.reader)
+    os.close(made.service.output.writer)
+
+
+def test_one_that_is_just_ready_may_take_its_time_to_answer(bench: Bench) -> None:
+    bench.trouble = "connection refused"
+    for _ in range(20):  # asked often, since it is to be known soon
+        assert bench.ask() is State.RUNNING
+        bench.world.clock.advance(0.1)
+    assert not bench.service.healthy
+    bench.trouble = None
+    assert bench.ask() is State.RUNNING
+    assert bench.service.healthy
+
+
+def test_bad_answers_for_long_enough_end_it(bench: Bench) -> None:
+    bench.ask()
+    bench.trouble = "status 500"
+    bench.ask()
+    bench.world.clock.advance(health.PATIENCE - 1)
+    bench.trouble = None
+    assert bench.ask() is State.RUNNING
+    bench.trouble = "status 500"
+    bench.ask()
+    bench.world.clock.advance(health.PATIENCE - 1)
+    assert bench.ask() is State.RUNNING, "a good answer in between begins the count anew"
+    bench.world.clock.advance(1)
+    assert bench.ask() is State.FAILING
+    assert bench.service.history[-1]["reason"] == "status 500"
+
+
+def test_a_watchdog_counts_from_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Bench(monkeypatch, SPEC._replace(watchdog_seconds=30.0))
+    assert made.ask() is State.RUNNING, "it took 45 s to be ready, which is no missed watchdog"
+    made.world.clock.advance(29)
+    made.service._accept({"WATCHDOG": "1"})
+    made.world.clock.advance(29)
+    assert made.ask() is State.RUNNING
+    made.world.clock.advance(2)
+    assert made.ask() is State.FAILING
+    assert made.service.history[-1]["reason"] == "no WATCHDOG=1 for 30 s"
+
+
+def test_an_answer_about_one_that_is_gone_counts_for_nothing(bench: Bench) -> None:
+    async def probe(*_where: object) -> str:
+        bench.world.end(bench.service)
+        bench.world.clock.advance(1)
+        bench.service._accept({"READY": "1"})
+        return "connection reset"
+
+    health.http, before = probe, health.http  # type: ignore[assignment]
+    try:
+        bench.ask()
+    finally:
+        health.http = before
+    assert bench.service.state is State.RUNNING
+    assert bench.service.trouble_since is None
