@@ -59,7 +59,7 @@ def problems(root: Path, tools: Tools) -> list[str]:
                 found.append(f"{name}: a script, and there is nothing to run it")
         if name.rpartition("/")[0] in PROGRAM_PATHS and FORBIDDEN.fullmatch(path.name):
             found.append(f"{name}: forbidden")
-    return found + _missing_libraries(root, elves, tools)
+    return sorted(found) + _missing_libraries(root, elves, tools)
 
 
 def _missing_libraries(root: Path, elves: list[str], tools: Tools) -> list[str]:
