@@ -65,7 +65,7 @@ class Machine:
     QEMU's command line.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 a machine has that many parts, all given by name
         self,
         name: str = "default",
         image: Bootable | None = None,
