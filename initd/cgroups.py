@@ -57,6 +57,20 @@ def configure(path: str, settings: dict[str, int | str], root: str = ROOT) -> li
     return refused
 
 
+def renew(path: str, settings: dict[str, int | str], root: str = ROOT) -> list[str]:
+    """Make the cgroup `path` anew, with its settings and those it has in `TREE`; returns a line for each refused one.
+
+    A process that is cloned into a cgroup which was ever killed is killed at once: the kernel compares that cgroup's
+    count of kills with the count of the parent's own (cgroup_css_set_fork in kernel/cgroup/cgroup.c, 6.12 to 6.18 at
+    least). Raises OSError EBUSY while anything lives in it.
+    """
+    try:
+        os.rmdir(f"{root}/{path}")
+    except FileNotFoundError:
+        pass  # as good as removed
+    return configure(path, dict(TREE).get(path, {}) | settings, root)
+
+
 def open_directory(path: str, root: str = ROOT) -> int:
     """A directory descriptor of the cgroup, for clone3's CLONE_INTO_CGROUP; the caller closes it. Raises OSError."""
     return os.open(f"{root}/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

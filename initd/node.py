@@ -123,7 +123,7 @@ class Node:
 
     def network_changed(self, state: NetworkState) -> None:
         """Take the network worker's view over, and write what follows from it."""
-        missing = {"ready", "reasons", "hostname", "address", "dns"} - state.keys()
+        missing = {"ready", "reasons", "hostname", "address", "dns", "lease"} - state.keys()
         if missing:
             raise ValueError(f"network state without {', '.join(sorted(missing))}")  # the last whole one stays
         before, self.network = self.network, state

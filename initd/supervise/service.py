@@ -6,6 +6,7 @@ deadline to the loop later.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -184,13 +185,11 @@ class Service:
 
     def _spawn(self) -> None:
         self._failed_spawn = self._ready_at = None
-        if self._spawned:
-            self.restarts += 1
-        self._spawned = True
+        again, self._spawned = self._spawned, True
+        self.restarts += again
         cgroup = null = -1
         try:
-            for line in cgroups.configure(self.spec.cgroup, self.spec.cgroup_settings):
-                log.warning(f"{self.spec.name}: cgroup setting refused", setting=line)
+            self._make_cgroup(again=again)
             cgroup = cgroups.open_directory(self.spec.cgroup)
             null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             child = native.spawn(
@@ -217,6 +216,18 @@ class Service:
         self._oom_kills = cgroups.oom_kills(self.spec.cgroup)
         self._reaper.watch(child.pid, self._ended)
         self.started()
+
+    def _make_cgroup(self, *, again: bool) -> None:
+        settings = self.spec.cgroup_settings
+        try:
+            make = cgroups.renew if again else cgroups.configure
+            refused = make(self.spec.cgroup, settings)
+        except OSError as error:
+            if error.errno != errno.EBUSY or not self.spec.main_only:
+                raise  # what it left behind is still ending: the next try will find it gone
+            refused = cgroups.configure(self.spec.cgroup, settings)
+        for line in refused:
+            log.warning(f"{self.spec.name}: cgroup setting refused", setting=line)
 
     def _environment(self) -> Mapping[str, str]:
         extra = {}

@@ -64,7 +64,10 @@ class Worker(Service):
             self._child_end.close()
             self._child_end = None
         self._connect()
-        self.on_start()
+        try:
+            self.on_start()
+        except Exception as failure:  # noqa: BLE001 it runs; that it was not told something must not lose sight of it
+            log.exception(f"{self.spec.name}: what follows from its start failed", failure)
         if self._loop is not None:
             self._loop.call_soon(self._up)
 

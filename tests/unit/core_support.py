@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import TYPE_CHECKING, Any, cast
@@ -81,6 +82,8 @@ class Kernel:
         self.most_alive = 0
         self.oom_kills = 0
         self.cgroup_error: OSError | None = None
+        self.left_behind = False
+        self.renewed_cgroups: list[str] = []
         self._pids: dict[int, int] = {}
         self._next = 100
 
@@ -115,6 +118,12 @@ class Kernel:
     def wait_pid(self, pid: int) -> native.Exit | None:
         return next((self.zombies.pop(index) for index, end in enumerate(self.zombies) if end.pid == pid), None)
 
+    def renew_cgroup(self, path: str, _settings: object) -> list[str]:
+        if self.left_behind:
+            raise OSError(errno.EBUSY, "Device or resource busy", path)
+        self.renewed_cgroups.append(path)
+        return []
+
     def open_cgroup(self, _path: str) -> int:
         if self.cgroup_error is not None:
             raise self.cgroup_error
@@ -134,6 +143,7 @@ class World:
         for name, wait in (("wait_any", self.kernel.wait_any), ("wait_pid", self.kernel.wait_pid)):
             patch.setattr(native, name, wait)
         patch.setattr(cgroups, "configure", lambda _path, _settings: [])
+        patch.setattr(cgroups, "renew", self.kernel.renew_cgroup)
         patch.setattr(cgroups, "open_directory", self.kernel.open_cgroup)
         patch.setattr(cgroups, "kill", self.kernel.killed_cgroups.append)
         patch.setattr(cgroups, "oom_kills", lambda _path: self.kernel.oom_kills)

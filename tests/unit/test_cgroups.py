@@ -83,6 +83,19 @@ def test_a_setting_that_is_refused_is_told_and_the_rest_goes_on(root: Path) -> N
     assert (root / "worker/memory.max").read_text() == "64"
 
 
+def test_a_cgroup_made_anew_has_its_settings_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, str]] = []
+    monkeypatch.setattr(cgroups, "_write", lambda path, text: written.append((os.path.relpath(path, tmp_path), text)))
+    (tmp_path / "kubelet").mkdir()
+    assert cgroups.renew("kubelet", {"pids.max": 9}, str(tmp_path)) == []
+    assert written == [("kubelet/memory.low", str(SETTINGS["kubelet"]["memory.low"])), ("kubelet/pids.max", "9")]
+    cgroups.renew("fresh", {}, str(tmp_path))
+    assert (tmp_path / "fresh").is_dir()
+    (tmp_path / "kubelet/child").mkdir()
+    with pytest.raises(OSError, match="not empty"):
+        cgroups.renew("kubelet", {}, str(tmp_path))
+
+
 def test_what_is_in_a_cgroup(root: Path) -> None:
     (root / "shims/pod").mkdir()
     (root / "shims/cgroup.procs").write_text("12\n7\n")

@@ -135,7 +135,7 @@ def test_half_a_view_of_the_network_does_not_replace_a_whole_one(etc: Path) -> N
     assert etc.is_dir()
     node = Node()
     node.network_changed(network())
-    with pytest.raises(ValueError, match="without address, dns, hostname, reasons"):
+    with pytest.raises(ValueError, match="without address, dns, hostname, lease, reasons"):
         node.network_changed(cast("Any", {"ready": True}))
     assert node.status()["ready"] is False
     assert node.network == network()

@@ -159,6 +159,29 @@ def test_what_it_leaves_behind_is_killed_before_its_successor_starts(bench: Benc
     assert bench.signals() == []
 
 
+def test_its_cgroup_is_made_anew_for_each_start_but_the_first(bench: Bench) -> None:
+    """A child cloned into a cgroup that was killed before would be killed at once."""
+    bench.run()
+    assert bench.world.kernel.renewed_cgroups == []
+    bench.world.kernel.left_behind = True
+    bench.service.restart()
+    bench.world.end(bench.service)
+    assert states(bench.service)[-2:] == ["starting", "backoff"]
+    assert "busy" in bench.service.history[-1]["reason"]
+    bench.world.kernel.left_behind = False
+    bench.world.advance(1)
+    assert bench.service.state is State.STARTING
+    assert bench.world.kernel.renewed_cgroups == ["probe"]
+
+
+def test_what_a_main_only_service_left_behind_does_not_hold_up_its_start(main_only: Bench) -> None:
+    main_only.run()
+    main_only.world.kernel.left_behind = True
+    main_only.service.restart()
+    main_only.world.end(main_only.service)
+    assert main_only.service.state is State.STARTING
+
+
 def test_a_main_only_service_leaves_its_cgroup_alone(main_only: Bench) -> None:
     main_only.run()
     main_only.service.stop()
