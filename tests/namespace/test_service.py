@@ -1,0 +1,246 @@
+"""Services as real processes: a whole PID 1's worth of supervision as process 1 of a pid namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import select
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from initd import cgroups, init, native
+from initd.native import MountFlag
+from initd.node import Node
+from initd.services import ServiceSpec
+from initd.supervise.service import Service
+from initd.supervise.states import State
+from tests.unit.api_support import until
+from tests.unit.core_support import states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from tests.namespace.conftest import Isolated
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
+PYTHON = (sys.executable, "-I", "-S", "-c")
+TELL = """
+import os, signal, socket
+def tell(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+"""
+
+
+class Init:
+    """A node without boot: its loop, its reaper, its services."""
+
+    def __init__(self) -> None:
+        self.node = Node()
+        self.node.loop = asyncio.get_running_loop()
+        signals = native.signalfd([signal.SIGCHLD])
+        self.node.loop.add_reader(signals, init._on_signal, self.node, signals)
+
+    def service(self, argv: tuple[str, ...], **options: Any) -> Service:
+        service = Service(
+            ServiceSpec("probe", argv, ENVIRONMENT, "probe", **{"stop_seconds": 0.3, **options}),
+            self.node.events,
+            self.node.reaper,
+        )
+        service.changed = self.node.service_changed
+        self.node.services["probe"] = service
+        service.attach(asyncio.get_running_loop())
+        return service
+
+
+def remove(path: Path) -> None:
+    """Kill what is left in a cgroup and remove it."""
+    (path / "cgroup.kill").write_text("1")
+    with (path / "cgroup.events").open() as events:
+        poller = select.poll()
+        poller.register(events, select.POLLPRI)
+        while "populated 1" in os.pread(events.fileno(), 4096, 0).decode():
+            assert poller.poll(10_000), f"{path} still has processes"
+    path.rmdir()
+
+
+@pytest.fixture
+def scene(isolated: Isolated, cgroup: Path) -> Callable[[Callable[[Init], Coroutine[Any, Any, Any]]], Any]:
+    """Run a coroutine of a fresh Init as process 1, with a /run and a cgroup tree of its own; returns its result."""
+
+    def run(act: Callable[[Init], Coroutine[Any, Any, Any]]) -> Any:
+        def body() -> Any:
+            native.mount(str(cgroup), cgroups.ROOT, "", MountFlag.BIND)
+            native.mount("tmpfs", "/run", "tmpfs")
+            os.makedirs("/run/initd/notify")
+
+            async def whole() -> Any:
+                async with asyncio.timeout(30):
+                    return await act(Init())
+
+            return asyncio.run(whole())
+
+        try:
+            return isolated(body)
+        finally:
+            remove(cgroup / "probe")
+
+    return run
+
+
+Scene = Any
+
+
+def replaced(service: Service, pid: int) -> bool:
+    return service.process is not None and service.process.pid != pid
+
+
+def is_stopped(service: Service) -> bool:
+    assert service.process is not None
+    with open(f"/proc/{service.process.pid}/stat", encoding="utf-8") as file:
+        return file.read().rpartition(") ")[2].startswith("T")
+
+
+def test_ready_from_the_main_process_only(scene: Scene) -> None:
+    script = TELL + (
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    tell('READY=1\\nSTATUS=from a stranger')\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "tell('STATUS=warming up')\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "tell('READY=1')\n"
+        "signal.pause()\n"
+    )
+
+    async def act(node: Init) -> tuple[State, int, list[str]]:
+        service = node.service((*PYTHON, script), notify=True)
+        service.start()
+        await until(lambda: service.status_text == "warming up")
+        await until(lambda: is_stopped(service))
+        assert service.process is not None
+        assert service._notify is not None
+        before = (service.state, service._notify.refused)
+        native.pidfd_send_signal(service.process.pidfd, signal.SIGCONT)
+        await until(lambda: service.state is State.RUNNING)
+        return *before, states(service)
+
+    assert scene(act) == (State.STARTING, 1, ["starting", "running"])
+
+
+def test_a_crash_tells_its_exit_and_last_lines_and_is_answered_by_a_start(scene: Scene) -> None:
+    async def act(node: Init) -> Any:
+        service = node.service(("/bin/sh", "-c", "echo to stdout; echo panic: no disk >&2; exit 7"))
+        service.start()
+        await until(lambda: service.last_exit is not None and service.restarts == 3)
+        await until(lambda: service.state is State.CRASH_LOOP)
+        service.stop()
+        await until(lambda: len(service.status()["last_lines"]) >= 6)
+        return service.status()
+
+    status = scene(act)
+    assert status["last_exit"] == "exited with code 7"
+    assert status["last_lines"][:2] == ["to stdout", "panic: no disk"]
+    assert states(status) == [
+        "starting", "backoff", "starting", "backoff", "starting", "crash-loop", "starting", "crash-loop", "down",
+    ]  # fmt: skip
+    assert len({entry["pid"] for entry in status["history"] if entry["pid"]}) == 4
+
+
+def test_a_program_that_is_missing_is_named(scene: Scene) -> None:
+    async def act(node: Init) -> str:
+        service = node.service(("/usr/bin/no-such-program",))
+        service.start()
+        return service.history[-1]["reason"]
+
+    assert scene(act) == "/usr/bin/no-such-program: exec: No such file or directory"
+
+
+def test_a_double_fork_that_ignores_sigterm_does_not_escape_a_stop(scene: Scene) -> None:
+    script = "trap '' TERM; (setsid sh -c 'while :; do sleep 1000; done' &) ; echo ready; while :; do sleep 1000; done"
+
+    async def act(node: Init) -> Any:
+        service = node.service(("/bin/sh", "-c", script))
+        service.start()
+        await until(lambda: "ready" in service.status()["last_lines"])
+        many = len(cgroups.processes("probe"))
+        service.stop()
+        await until(lambda: service.state is State.DOWN)
+        await until(lambda: not cgroups.populated("probe"))
+        return many, service.last_exit
+
+    many, last_exit = scene(act)
+    assert many >= 3
+    assert last_exit == "killed by SIGKILL"
+
+
+def test_a_stopped_process_ends_too(scene: Scene) -> None:
+    async def act(node: Init) -> str | None:
+        service = node.service(("/bin/sh", "-c", "trap 'exit 3' TERM; echo ready; kill -STOP $$; :"), stop_seconds=20)
+        service.start()
+        await until(lambda: is_stopped(service))
+        service.stop()
+        await until(lambda: service.state is State.DOWN)
+        return service.last_exit
+
+    assert scene(act) == "exited with code 3"
+
+
+def test_what_a_main_only_service_started_survives_its_restart(scene: Scene) -> None:
+    async def act(node: Init) -> tuple[set[int], list[str]]:
+        script = "(setsid sleep 1000 &); sleep 0; echo ready; exec sleep 1000"
+        service = node.service(("/bin/sh", "-c", script), main_only=True)
+        service.start()
+        await until(lambda: "ready" in service.status()["last_lines"])
+        assert service.process is not None
+        first = service.process.pid
+        shims = set(cgroups.processes("probe")) - {first}
+        service.restart()
+        await until(lambda: replaced(service, first))
+        return shims & set(cgroups.processes("probe")), states(service)
+
+    survivors, history = scene(act)
+    assert survivors
+    assert history == ["starting", "restarting", "starting"]
+
+
+def test_a_restart_leaks_no_descriptor(scene: Scene) -> None:
+    async def act(node: Init) -> tuple[int, int]:
+        service = node.service(("/bin/sleep", "1000"))
+        service.start()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            assert service.process is not None
+            first = service.process.pid
+            service.restart()
+            await until(functools.partial(replaced, service, first))
+        return before, len(os.listdir("/proc/self/fd"))
+
+    before, after = scene(act)
+    assert after == before
+
+
+def test_what_a_process_gets(scene: Scene) -> None:
+    async def act(node: Init) -> list[str]:
+        service = node.service(
+            ("/bin/sh", "-c", "cat /proc/self/cgroup | tail -n 1; cat /proc/self/oom_score_adj; ls /proc/self/fd; env"),
+            oom_score_adj=900,  # to lower it takes CAP_SYS_RESOURCE, which not every host gives
+            notify=True,
+            watchdog_seconds=60.0,
+        )
+        service.start()
+        await until(lambda: service.last_exit is not None)
+        await until(lambda: any("WATCHDOG" in line for line in service.status()["last_lines"]))
+        return service.status()["last_lines"]
+
+    lines = scene(act)
+    assert lines[0].endswith("/probe")
+    assert lines[1] == "900"
+    assert lines[2:6] == ["0", "1", "2", "3"]  # ls opens the fourth itself
+    assert {"NOTIFY_SOCKET=/run/initd/notify/probe.sock", "WATCHDOG_USEC=60000000", "PATH=/usr/bin:/bin"} <= set(lines)
