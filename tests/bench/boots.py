@@ -41,7 +41,9 @@ class Boot:
 def web_pod() -> dict[str, Any]:
     """A pod that serves /proc, so that it tells when its first process was made, whichever init runs it."""
     ports = [{"containerPort": manifests.WEB_PORT, "hostPort": manifests.WEB_PORT}]
-    return manifests.pod("web", manifests.container("web", "web", "serve", str(manifests.WEB_PORT), "/proc", ports=ports))
+    return manifests.pod(
+        "web", manifests.container("web", "web", "serve", str(manifests.WEB_PORT), "/proc", ports=ports)
+    )
 
 
 CONFIGS = {
@@ -76,7 +78,10 @@ class Bench:
         return self._boot_c(C_INITS[contender]) if contender in C_INITS else self._boot_initd(CONFIGS[contender])
 
     def _boot_c(self, mode: str) -> Boot:
-        given = [("-fw_cfg", f"name=opt/io.initd/bench/{name},file={self._folder / name}") for name in ("kubelet.json", "pod.json")]
+        given = [
+            ("-fw_cfg", f"name=opt/io.initd/bench/{name},file={self._folder / name}")
+            for name in ("kubelet.json", "pod.json")
+        ]
         machine = Machine(
             "bench",
             Files(self._image.kernel, self._initramfs, self._image.disk),
@@ -111,7 +116,9 @@ def _with_c_init(image: Bootable, folder: Path) -> Path:
     try:
         subprocess.run((*_COMPILE, _SOURCE, "-o", program), check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise HarnessError(f"{_SOURCE.name} was not compiled: {error}", "install a compiler: apt-get install gcc libc6-dev") from error
+        raise HarnessError(
+            f"{_SOURCE.name} was not compiled: {error}", "install a compiler: apt-get install gcc libc6-dev"
+        ) from error
     shipped = image.initramfs.read_bytes() if image.initramfs else b""
     path = folder / "initramfs.img"
     path.write_bytes(shipped + bytes(-len(shipped) % 4) + cpio([("bench-init", 0o100755, program.read_bytes())]))

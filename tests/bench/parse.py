@@ -18,11 +18,9 @@ class Use(NamedTuple):
     wakeups: int
     preemptions: int
 
-    def __add__(self, other: Use) -> Use:  # type: ignore[override] # of fields, not a longer tuple
-        return Use(*(mine + more for mine, more in zip(self, other, strict=True)))
-
-    def __sub__(self, other: Use) -> Use:
-        return Use(*(mine - less for mine, less in zip(self, other, strict=True)))
+    def since(self, before: Use) -> Use:
+        seconds = self.cpu_seconds - before.cpu_seconds
+        return Use(seconds, self.wakeups - before.wakeups, self.preemptions - before.preemptions)
 
 
 def start_time(stat: str) -> float:
@@ -41,7 +39,7 @@ def memory_total(meminfo: str) -> int:
 def use(status: str, schedstat: str) -> Use:
     """What one thread used, from its status and schedstat (proc_pid_status(5); the kernel's sched-stats)."""
     switches = dict(re.findall(r"^(\w+_ctxt_switches):\s+(\d+)$", status, re.MULTILINE))
-    nanoseconds = int(schedstat.split()[0])
+    nanoseconds = int(schedstat.split(maxsplit=1)[0])
     voluntary, involuntary = switches["voluntary_ctxt_switches"], switches["nonvoluntary_ctxt_switches"]
     return Use(nanoseconds / 1e9, int(voluntary), int(involuntary))
 
