@@ -1,53 +1,37 @@
-"""The boot: one list of phases, read from top to bottom.
+"""The boot: one list of phases (`PHASES`, at the end), read from top to bottom.
 
-A phase runs as soon as what it is `after` is done. The early ones are plain functions and run at once, one after the
-other; one that returns a coroutine is finished in the loop, beside the others, and holds up only the phases that name
-it. So containerd is exec'd before anything heavy is imported, and the kubelet before the loop even starts if its name
-and address stand in the configuration.
+containerd is exec'd before anything heavy is imported, and the kubelet before the loop even starts if its name and
+address stand in the configuration. How phases are run is in phases.py.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from initd import cgroups, log, modules, mounts, services, sysctl
 from initd.config import sources
 from initd.config.errors import ConfigError
-from initd.events import boot_id, boottime, machine_id
+from initd.events import boot_id, machine_id
 from initd.node import write_first_etc
+from initd.phases import Phase, Skipped
 from initd.supervise.service import Service
 from initd.supervise.states import State
 from initd.supervise.workers import Worker, spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from initd.node import Node
 
 MIB = 1 << 20
 SETTLE_SECONDS = 60.0
 IMPORT_SECONDS = 120.0
+IMPORT_ATTEMPTS = 5
 IDLE_SECONDS = 20.0
 API_SOCKET = "/run/initd/api.sock"
 IMAGES = "/usr/share/initd/images"
 BACKLOG = 128
-
-
-class Phase(NamedTuple):
-    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason."""
-
-    name: str
-    run: Callable[[Node], Coroutine[Any, Any, None] | None]
-    fatal: bool = False
-    after: tuple[str, ...] = ()
-
-
-Pending = dict[str, "Coroutine[Any, Any, None] | None"]
-
-
-class Skipped(Exception):  # noqa: N818 an outcome, not an error
-    """Raised by a phase that has nothing to do; the text says why."""
 
 
 # The phases.
@@ -286,11 +270,25 @@ def configure_network(node: Node) -> None:
 
 async def import_images(node: Node) -> None:
     """Have the images of the root imported into containerd, beside the boot and not in its way."""
+    import asyncio  # noqa: PLC0415 the loop runs now
+
     if not os.path.isdir(IMAGES):
         raise Skipped(f"no {IMAGES}")
+    from initd.api.protocol import ApiError, Code  # noqa: PLC0415 the loop runs now
+
     paths = sorted(entry.path for entry in os.scandir(IMAGES) if entry.name.endswith(".tar"))
-    results = await node.workers["containers"].call("import_images", paths, timeout=IMPORT_SECONDS)
-    node.events.emit("images", images=results)
+    for attempt in range(1, IMPORT_ATTEMPTS + 1):
+        try:
+            results = await node.workers["containers"].call("import_images", paths, timeout=IMPORT_SECONDS)
+        except ApiError as error:
+            # The worker or containerd died under it; both come back, and a node without its images is of no use.
+            if attempt == IMPORT_ATTEMPTS or error.code is Code.INVALID_ARGUMENT:
+                raise
+            log.warning("images not imported; trying again", error=error.message, attempt=attempt)
+            await asyncio.sleep(attempt)
+        else:
+            node.events.emit("images", images=results)
+            return
 
 
 async def watch_services(node: Node) -> None:
@@ -299,6 +297,16 @@ async def watch_services(node: Node) -> None:
 
     if node.loop is not None:
         node.spawn_task(liveness.watch(node), "liveness")
+
+
+def memory_bytes() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
 
 
 PHASES = (
@@ -323,125 +331,3 @@ PHASES = (
     Phase("images", import_images, after=("containerd", "workers")),
     Phase("liveness", watch_services),
 )
-
-
-# The few lines that walk them.
-
-
-def early(node: Node) -> Pending:
-    """Run what can run without a loop; returns the phases still to be finished, with the coroutine of one begun."""
-    pending: Pending = {}
-    failed: set[str] = set()
-    for phase in PHASES:
-        if any(name in pending for name in phase.after):
-            pending[phase.name] = None
-            continue
-        begun = boottime()
-        rest = _attempt(node, phase, begun, failed)
-        if rest is not None:
-            pending[phase.name] = rest
-    return pending
-
-
-def _attempt(
-    node: Node, phase: Phase, begun: float, failed: set[str], waited: str | None = None
-) -> Coroutine[Any, Any, None] | None:
-    """Run a phase's function, note its outcome if that was all of it."""
-    try:
-        _check(node, phase, failed)
-        rest = phase.run(node)
-    except Exception as failure:  # noqa: BLE001 whatever went wrong: the phase says how bad it is
-        failed.add(phase.name)
-        _failed(node, phase, begun, failure, waited)
-        return None
-    if rest is None:
-        _note(node, phase, begun, "done", waited=waited)
-    return rest
-
-
-def _check(node: Node, phase: Phase, failed: set[str]) -> None:
-    if node.phase == "stopping":
-        raise Skipped("the node is stopping")
-    for name in phase.after:
-        if name in failed:
-            raise Skipped(f"{name} was not done")
-
-
-async def finish(node: Node, pending: Pending) -> None:
-    """Finish the pending phases in the loop, each as soon as what it is after is done; then the node runs."""
-    import asyncio  # noqa: PLC0415 the loop runs now
-
-    done = {name: asyncio.Event() for name in pending}
-    failed = {phase["name"] for phase in node.boot_phases if phase["status"] != "done"}
-
-    async def complete(phase: Phase, rest: Coroutine[Any, Any, None] | None) -> None:
-        asked = boottime()
-        waited = None
-        for name in phase.after:
-            if name in done and not done[name].is_set():
-                waited = name
-                await done[name].wait()
-        begun = boottime()
-        waited = waited if begun - asked > 0.0005 else None
-        try:
-            if rest is None:
-                rest = _attempt(node, phase, begun, failed, waited)
-            if rest is not None:
-                await rest
-                _note(node, phase, begun, "done", waited=waited)
-        except Exception as failure:  # noqa: BLE001 see _attempt
-            failed.add(phase.name)
-            _failed(node, phase, begun, failure, waited)
-        finally:
-            done[phase.name].set()
-
-    await asyncio.gather(*(complete(phase, pending[phase.name]) for phase in PHASES if phase.name in pending))
-    if node.phase == "booting":
-        node.enter("running")
-
-
-def _failed(node: Node, phase: Phase, begun: float, failure: Exception, waited: str | None) -> None:
-    text = str(failure) or type(failure).__name__
-    if isinstance(failure, Skipped):
-        _note(node, phase, begun, "skipped", text, waited)
-        return
-    node.faults[phase.name] = text
-    _note(node, phase, begun, "failed", text, waited)
-    if phase.fatal:
-        log.error(f"maintenance: {phase.name} failed", error=text)
-        node.enter("maintenance")
-
-
-def _note(
-    node: Node, phase: Phase, begun: float, status: str, error: str | None = None, waited: str | None = None
-) -> None:
-    """The outcome of a phase: a log line, an event, an entry in boot.times."""
-    index = PHASES.index(phase) + 1
-    milliseconds = round((boottime() - begun) * 1000, 1)
-    fields = {} if error is None else {"error" if status == "failed" else "reason": error}
-    log.info(f"phase {index}/{len(PHASES)} {phase.name}: {status}, {milliseconds:.0f} ms", **fields)
-    node.events.emit(
-        "phase", name=phase.name, index=index, total=len(PHASES), status=status, milliseconds=milliseconds,
-        waited_for=waited, error=error,
-    )  # fmt: skip
-    node.boot_phases.append(
-        {
-            "name": phase.name,
-            "index": index,
-            "start": round(begun - node.exec_at, 6),
-            "milliseconds": milliseconds,
-            "waited_for": waited,
-            "status": status,
-            "error": error,
-        }
-    )
-
-
-def memory_bytes() -> int:
-    """The machine's memory in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _write(path: str, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)

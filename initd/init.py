@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from initd import boot, log, native
+from initd import boot, log, native, phases
 from initd.node import Node
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ def _run() -> None:
     signals = native.signalfd([signal.SIGCHLD, *REQUESTS])
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    pending = boot.early(node)
-    _loop(node, console, signals, pending)
+    sequence = phases.Sequence(node, boot.PHASES)
+    sequence.early()
+    _loop(node, console, signals, sequence)
 
 
-def _loop(node: Node, console: log.Console, signals: int, pending: boot.Pending) -> None:
+def _loop(node: Node, console: log.Console, signals: int, sequence: phases.Sequence) -> None:
     # asyncio imports ssl if it can, which is 10 MB that PID 1 has no use for.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     import asyncio  # noqa: PLC0415 overlaps the start of containerd
@@ -66,7 +67,7 @@ def _loop(node: Node, console: log.Console, signals: int, pending: boot.Pending)
     for service in [*node.services.values(), *node.workers.values()]:
         service.attach(loop)
     _reap(node)  # what ended before signals were read
-    node.spawn_task(boot.finish(node, pending), "boot")
+    node.spawn_task(sequence.finish(), "boot")
     loop.run_forever()
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from initd import boot
-from initd.boot import PHASES, Phase, Skipped
+from initd.boot import PHASES
 from initd.node import Node
+from initd.phases import Phase, Sequence, Skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from initd.api.types import BootPhase
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *phases: Phase, node: Node | None = None) -> tuple[Node, dict[str, BootPhase]]:
+def run(*phases: Phase, node: Node | None = None) -> tuple[Node, dict[str, BootPhase]]:
     """Walk the phases as PID 1 does; returns the node and each phase's outcome, in the order in which they came."""
-    monkeypatch.setattr(boot, "PHASES", phases)
     node = node or Node()
-    pending = boot.early(node)
-    asyncio.run(boot.finish(node, pending))
+    sequence = Sequence(node, phases)
+    sequence.early()
+    asyncio.run(sequence.finish())
     assert len(node.boot_phases) == len(phases), "a phase is noted once"
     return node, {phase["name"]: phase for phase in node.boot_phases}
 
@@ -57,10 +58,9 @@ def raising(failure: Exception) -> Callable[[], None]:
     return step
 
 
-def test_phases_run_in_order_and_then_the_node_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phases_run_in_order_and_then_the_node_runs() -> None:
     ran: list[str] = []
     node, phases = run(
-        monkeypatch,
         Phase("one", lambda _node: ran.append("one")),
         Phase("two", later(lambda: ran.append("two"))),
         Phase("three", lambda _node: ran.append("three")),
@@ -73,9 +73,8 @@ def test_phases_run_in_order_and_then_the_node_runs(monkeypatch: pytest.MonkeyPa
     assert [cast("dict[str, Any]", event)["total"] for event in events] == [3, 3, 3]
 
 
-def test_a_failure_is_noted_and_what_is_after_it_skipped_in_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_noted_and_what_is_after_it_skipped_in_a_chain() -> None:
     node, phases = run(
-        monkeypatch,
         Phase("disk", fails),
         Phase("mount", passes, after=("disk",)),
         Phase("service", later(), after=("mount",)),
@@ -94,16 +93,15 @@ def test_a_failure_is_noted_and_what_is_after_it_skipped_in_a_chain(monkeypatch:
 
 
 @pytest.mark.parametrize("run_phase", [fails, later(raising(OSError(5, "Input/output error", "/x")))])
-def test_a_fatal_failure_is_maintenance(monkeypatch: pytest.MonkeyPatch, run_phase: Any) -> None:
-    node, phases = run(monkeypatch, Phase("config", run_phase, fatal=True), Phase("api", later()))
+def test_a_fatal_failure_is_maintenance(run_phase: Any) -> None:
+    node, phases = run(Phase("config", run_phase, fatal=True), Phase("api", later()))
     assert node.phase == "maintenance"
     assert phases["api"]["status"] == "done"
     assert "config: [Errno 5] Input/output error: '/x'" in node.status()["reasons"]
 
 
-def test_a_phase_with_nothing_to_do_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_with_nothing_to_do_is_no_fault() -> None:
     node, phases = run(
-        monkeypatch,
         Phase("early", skips),
         Phase("late", later(raising(Skipped("not here")))),
         Phase("after", passes, after=("late",)),
@@ -113,9 +111,8 @@ def test_a_phase_with_nothing_to_do_is_no_fault(monkeypatch: pytest.MonkeyPatch)
     assert node.faults == {}
 
 
-def test_a_failure_in_the_loop_skips_what_waited_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_in_the_loop_skips_what_waited_for_it() -> None:
     _, phases = run(
-        monkeypatch,
         Phase("lease", later(raising(TimeoutError()))),
         Phase("kubelet", passes, after=("lease",)),
     )
@@ -132,9 +129,8 @@ def test_pending_phases_run_beside_each_other_and_tell_what_they_waited_for(monk
             await met.wait()  # ends only if both are there
         now[0] += 1
 
-    monkeypatch.setattr(boot, "boottime", lambda: now[0])
+    monkeypatch.setattr("initd.phases.boottime", lambda: now[0])
     _, phases = run(
-        monkeypatch,
         Phase("network", meet),
         Phase("devices", meet),
         Phase("kubelet", passes, after=("network",)),
@@ -147,10 +143,9 @@ def test_pending_phases_run_beside_each_other_and_tell_what_they_waited_for(monk
     assert {phase["status"] for phase in phases.values()} == {"done"}
 
 
-def test_nothing_begins_once_the_node_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_begins_once_the_node_stops() -> None:
     node = Node()
     _, phases = run(
-        monkeypatch,
         Phase("lease", later(lambda: node.enter("stopping"))),
         Phase("kubelet", passes, after=("lease",)),
         node=node,

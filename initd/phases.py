@@ -1,0 +1,136 @@
+"""How the phases of the boot are run.
+
+A phase runs as soon as what it is `after` is done. The early ones are plain functions and run at once, one after the
+other; one that returns a coroutine is finished in the loop, beside the others, and holds up only the phases that name
+it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from initd import log
+from initd.events import boottime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from initd.node import Node
+
+NOTICEABLE = 0.0005  # seconds of waiting that are worth a name in the boot's times
+
+
+class Phase(NamedTuple):
+    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason."""
+
+    name: str
+    run: Callable[[Node], Coroutine[Any, Any, None] | None]
+    fatal: bool = False
+    after: tuple[str, ...] = ()
+
+
+class Skipped(Exception):  # noqa: N818 an outcome, not an error
+    """Raised by a phase that has nothing to do; the text says why."""
+
+
+class Sequence:
+    """Runs `phases` on a node: `early` without a loop, then `finish` in it."""
+
+    def __init__(self, node: Node, phases: tuple[Phase, ...]) -> None:
+        self._node = node
+        self._phases = phases
+        self._pending: dict[str, Coroutine[Any, Any, None] | None] = {}
+        self._failed: set[str] = set()
+
+    def early(self) -> None:
+        """Run what can run without a loop; a phase that is after one not finished yet is left for `finish`."""
+        for phase in self._phases:
+            if any(name in self._pending for name in phase.after):
+                self._pending[phase.name] = None
+                continue
+            rest = self._attempt(phase, boottime())
+            if rest is not None:
+                self._pending[phase.name] = rest
+
+    async def finish(self) -> None:
+        """Finish the others, each as soon as what it is after is done; then the node runs."""
+        import asyncio  # noqa: PLC0415 the loop runs now
+
+        done = {name: asyncio.Event() for name in self._pending}
+
+        async def complete(phase: Phase, rest: Coroutine[Any, Any, None] | None) -> None:
+            asked = boottime()
+            waited = None
+            for name in phase.after:
+                if name in done and not done[name].is_set():
+                    waited = name
+                    await done[name].wait()
+            begun = boottime()
+            waited = waited if begun - asked > NOTICEABLE else None
+            try:
+                if rest is None:
+                    rest = self._attempt(phase, begun, waited)
+                if rest is not None:
+                    await rest
+                    self._note(phase, begun, "done", waited=waited)
+            except Exception as failure:  # noqa: BLE001 see _attempt
+                self._fail(phase, begun, failure, waited)
+            finally:
+                done[phase.name].set()
+
+        pending = [phase for phase in self._phases if phase.name in self._pending]
+        await asyncio.gather(*(complete(phase, self._pending[phase.name]) for phase in pending))
+        if self._node.phase == "booting":
+            self._node.enter("running")
+
+    def _attempt(self, phase: Phase, begun: float, waited: str | None = None) -> Coroutine[Any, Any, None] | None:
+        """Run a phase's function, note its outcome if that was all of it."""
+        try:
+            if self._node.phase == "stopping":
+                raise Skipped("the node is stopping")  # noqa: TRY301 noted like any other
+            for name in phase.after:
+                if name in self._failed:
+                    raise Skipped(f"{name} was not done")  # noqa: TRY301 noted like any other
+            rest = phase.run(self._node)
+        except Exception as failure:  # noqa: BLE001 whatever went wrong: the phase says how bad it is
+            self._fail(phase, begun, failure, waited)
+            return None
+        if rest is None:
+            self._note(phase, begun, "done", waited=waited)
+        return rest
+
+    def _fail(self, phase: Phase, begun: float, failure: Exception, waited: str | None) -> None:
+        self._failed.add(phase.name)
+        text = str(failure) or type(failure).__name__
+        if isinstance(failure, Skipped):
+            self._note(phase, begun, "skipped", text, waited)
+            return
+        self._node.faults[phase.name] = text
+        self._note(phase, begun, "failed", text, waited)
+        if phase.fatal:
+            log.error(f"maintenance: {phase.name} failed", error=text)
+            self._node.enter("maintenance")
+
+    def _note(
+        self, phase: Phase, begun: float, status: str, error: str | None = None, waited: str | None = None
+    ) -> None:
+        """The outcome of a phase: a log line, an event, an entry in boot.times."""
+        index, total = self._phases.index(phase) + 1, len(self._phases)
+        milliseconds = round((boottime() - begun) * 1000, 1)
+        fields = {} if error is None else {"error" if status == "failed" else "reason": error}
+        log.info(f"phase {index}/{total} {phase.name}: {status}, {milliseconds:.0f} ms", **fields)
+        self._node.events.emit(
+            "phase", name=phase.name, index=index, total=total, status=status, milliseconds=milliseconds,
+            waited_for=waited, error=error,
+        )  # fmt: skip
+        self._node.boot_phases.append(
+            {
+                "name": phase.name,
+                "index": index,
+                "start": round(begun - self._node.exec_at, 6),
+                "milliseconds": milliseconds,
+                "waited_for": waited,
+                "status": status,
+                "error": error,
+            }
+        )
