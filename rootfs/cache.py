@@ -33,15 +33,14 @@ def directory() -> Path:
 
 
 def files_below(path: Path) -> list[Path]:
-    """Every file and link below `path` in a fixed order, without what Python and editors leave behind."""
+    """Every file and link below `path` in a fixed order, without what Python, editors and host.py leave behind."""
     if not path.is_dir():
         return [path]
     found = []
     for parent, names, files in os.walk(path):
         names[:] = sorted(name for name in names if name != "__pycache__" and not name.startswith("."))
-        found += [
-            Path(parent, name) for name in sorted(files) if not name.startswith(".") and not name.endswith(".pyc")
-        ]
+        kept = (name for name in sorted(files) if not name.startswith(".") and not name.endswith((".pyc", ".so")))
+        found += [Path(parent, name) for name in kept]
     return found
 
 
