@@ -121,7 +121,6 @@ def toolchain(cache: Cache) -> Path:
 def _environment(toolchain: Path, modules: str, objects: str) -> dict[str, str]:
     return {
         "PATH": f"{toolchain}/bin:/usr/bin:/bin",
-        "HOME": "/nonexistent",
         "GOROOT": str(toolchain),
         "GOENV": "off",
         "GOTOOLCHAIN": "local",

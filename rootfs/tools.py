@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # $1 is the tree, then pairs (source, name below /mnt), then "--" and the command. Every mount is made in a mount
-# namespace of this process alone, so that none is left behind however the command ends.
+# namespace of this process alone, so that none is left behind however the command ends. The tree is read-only: its key
+# says what is in it.
 SCRIPT = """
 set -e
 tree=$1; shift
+mount --bind "$tree" "$tree"
+mount -o remount,bind,ro "$tree"
 mount -t tmpfs tmpfs "$tree/mnt"
 mount -t tmpfs tmpfs "$tree/tmp"
 mount --rbind /dev "$tree/dev"
