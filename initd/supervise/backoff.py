@@ -19,9 +19,13 @@ class Backoff:
     def failed(self, ready: float) -> float:
         """Note a failure of a process that was ready for so many seconds; returns the seconds to wait before a start.
 
-        The jitter (a fifth, downwards) keeps services that fail together from starting together.
+        One that was healthy long enough is started again at once: that cannot spin, and its absence is what costs. The
+        jitter (a fifth, downwards) keeps services that fail together from starting together.
         """
-        self.failures = 1 if ready >= HEALTHY else self.failures + 1
+        if ready >= HEALTHY:
+            self.failures = 1
+            return 0.0
+        self.failures += 1
         longest: float = min(FIRST * 2.0 ** min(self.failures - 1, 32), LONGEST)
         return longest * (1.0 - 0.2 * os.urandom(1)[0] / 256)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-TICK = 10.0
+TICK = 30.0
 TIMEOUT = 5.0
 PATIENCE = 30.0  # how long a service may give bad answers before it is ended; one that starts takes some seconds of it
 
