@@ -151,13 +151,13 @@ def _unpack_modules(modules: Path) -> None:
 def compile_python(tools: Tools, root: Path, folder: str, *, sources: bool, optimise: int = 0) -> None:
     """Compile `folder` of `root`, so that a read-only root need not at each boot.
 
-    Without `sources` the .pyc takes the place of its .py. The hash that is in it is never checked, so equal sources
-    give equal bytes.
+    Without `sources` the .pyc takes the place of its .py. The hash that is in it is never checked. One process compiles
+    all in a fixed order with a fixed hash seed: what an object's bytes are depends on what was compiled before it.
     """
     beside = [] if sources else ["-b"]
-    options = ("-q", "-f", "-j", "0", "-s", "/mnt/root", "-p", "/", "--invalidation-mode", "unchecked-hash")
-    compiler = ("python3.13", "-I", "-m", "compileall", *options, *beside, "-o", str(optimise))
-    tools.run(*compiler, f"/mnt/root/{folder}", binds={"root": root})
+    options = ("-q", "-f", "-s", "/mnt/root", "-p", "/", "--invalidation-mode", "unchecked-hash")
+    compiler = ("python3.13", "-B", "-m", "compileall", *options, *beside, "-o", str(optimise))
+    tools.run(*compiler, f"/mnt/root/{folder}", binds={"root": root}, env={"PYTHONHASHSEED": "0"})
     if not sources:
         for source in (root / folder).rglob("*.py"):
             source.unlink()
