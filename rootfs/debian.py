@@ -248,7 +248,8 @@ class Archive:
                 if len(apt.describe([f"{p.name}={p.version}" for p in missing])) < len(missing):
                     self._move_on(apt)
                     missing = self._missing()
-                apt.download(missing, self.folder)
+                if missing:
+                    apt.download(missing, self.folder)
             for package in missing:
                 if not _intact(self.folder / package.file, package):
                     raise BuildError(
