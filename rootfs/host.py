@@ -120,6 +120,9 @@ def main() -> int:
     except BuildError as error:
         progress.error(error)
         return 1
+    except KeyboardInterrupt:
+        progress.note("stopped; what was finished is kept")
+        return 130
     return 0
 
 
