@@ -54,10 +54,11 @@ int initd_drop_capabilities(uint64_t keep) {
 
 /* A child must not inherit that Python ignores SIGPIPE, nor that PID 1 blocks what it reads from a signalfd. */
 static int reset_signals(void) {
-    struct sigaction standard = {.sa_handler = SIG_DFL};
+    static const unsigned long standard[4]; /* the kernel's struct sigaction: SIG_DFL, no flags, an empty mask */
     sigset_t none;
+    /* Not by libc's sigaction(): it refuses its own two signals, and who started us may have ignored those. */
     for (int number = 1; number < NSIG; number++)
-        sigaction(number, &standard, NULL); /* SIGKILL, SIGSTOP and libc's two own refuse: they cannot be ignored */
+        syscall(SYS_rt_sigaction, number, standard, NULL, sizeof(long)); /* SIGKILL and SIGSTOP refuse: nor can they be ignored */
     sigemptyset(&none);
     return sigprocmask(SIG_SETMASK, &none, NULL);
 }
