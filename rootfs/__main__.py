@@ -1,4 +1,4 @@
-"""`python -m rootfs image|lock|export DIR`: build the image, renew the locks, copy the image out."""
+"""`python -m rootfs image|export DIR|lock|measure DIR`: see --help."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def main() -> int:
     commands.add_parser("image", help="build what changed; print where the files are, as JSON")
     commands.add_parser("lock", help="renew the locks of Debian and Python packages")
     commands.add_parser("export", help="build, and copy the files with checksums").add_argument("directory", type=Path)
+    measure = commands.add_parser("measure", help="write the root disk with each compression; print seconds and MB")
+    measure.add_argument("directory", type=Path)
     arguments = parser.parse_args()
     progress = Progress()
     try:
@@ -41,6 +43,9 @@ def main() -> int:
                 lock.renew(Cache(progress))
             case "export":
                 _export(build.image(progress), arguments.directory)
+            case "measure":
+                for name, seconds, size in build.measure(progress, arguments.directory.resolve()):
+                    print(f"{name:16} {seconds:6.1f} s {size / 1e6:8.1f} MB")
     except BuildError as error:
         progress.error(error)
         return 1

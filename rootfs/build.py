@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,9 +105,8 @@ def _parts(cache: Cache) -> _Parts:
     return _Parts(tools, _base(cache, archive, tools), _native(cache, tools))
 
 
-def _make_image(target: Path, parts: _Parts, archive: debian.Archive, version: str) -> None:
-    target.mkdir()
-    root = target / "tree"
+def _assemble(root: Path, parts: _Parts, version: str) -> None:
+    """Make the whole tree at `root`: the base, initd, its native parts and what is rendered from it."""
     tree.link(parts.base.root, root)
     tree.add_initd(root, CLONE / "initd", parts.tools)
     tree.place(parts.native / "extension", root / tree.PACKAGES / "initd")
@@ -116,6 +117,12 @@ def _make_image(target: Path, parts: _Parts, archive: debian.Archive, version: s
     shutil.copyfile(parts.native / "init", root / "usr/sbin/init")
     (root / "usr/sbin/init").chmod(0o755)
     closed.require(root, parts.tools)
+
+
+def _make_image(target: Path, parts: _Parts, archive: debian.Archive, version: str) -> None:
+    target.mkdir()
+    root = target / "tree"
+    _assemble(root, parts, version)
     shutil.copyfile(parts.base.kernel, target / "vmlinuz")
     initramfs.build(target / "initramfs.img", parts.native / "stage1", parts.base.modules)
     disk_image.make_disk(root, target / "disk.img", parts.tools)
@@ -144,7 +151,8 @@ def image(progress: Progress) -> Image:
     archive = debian.Archive(cache)
     parts = _parts(cache)
     recipe = _recipe("build.py", "image.py", "tree.py", "closed.py", "initramfs.py", "modules.txt")
-    name = key(parts.base.path.name, parts.native.name, CLONE / "initd", *recipe)
+    moved = str(archive.moved_on)  # the manifest says it
+    name = key(parts.base.path.name, parts.native.name, CLONE / "initd", moved, *recipe)
 
     def make(target: Path) -> None:
         _make_image(target, parts, archive, name[:12])
@@ -153,3 +161,24 @@ def image(progress: Progress) -> Image:
     for kind, count in KEEP.items():
         cache.trim(kind, count)
     return Image(path / "vmlinuz", path / "initramfs.img", path / "disk.img", path / "manifest.json")
+
+
+def measure(progress: Progress, directory: Path) -> list[tuple[str, float, int]]:
+    """Write the root with each of image.TRIALS as DIRECTORY/NAME.img; return names, seconds and bytes.
+
+    `python -m qemu boot --kernel FILE --initrd FILE --disk DIRECTORY/NAME.img --output json` then times a boot of it.
+    """
+    cache = Cache(progress)
+    parts = _parts(cache)
+    directory.mkdir(parents=True, exist_ok=True)
+    found = []
+    # The tree is made of hard links into the cache, so it has to be on the same file system.
+    with tempfile.TemporaryDirectory(dir=cache.root) as scratch:
+        root = Path(scratch, "tree")
+        _assemble(root, parts, "measure")
+        for name, (options, plain) in disk_image.TRIALS.items():
+            disk = directory / f"{name}.img"
+            begin = time.monotonic()
+            disk_image.make_disk(root, disk, parts.tools, options, plain)
+            found.append((name, time.monotonic() - begin, disk.stat().st_size))
+    return found

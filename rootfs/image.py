@@ -29,17 +29,30 @@ PLAIN = (
     r"usr/lib/x86_64-linux-gnu/(ld-linux-x86-64|libc|libexpat|libm|libz)\.so",
     r"usr/lib/python3\.13/([^/]*|collections/.*|encodings/.*|importlib/.*|re/.*)\.pyc$",
 )
+# What `python -m rootfs measure` compares: options and plain paths.
+TRIALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "plain": ((), ()),
+    "lz4hc": (("-zlz4hc",), ()),
+    "zstd": (("-zzstd,level=3", "-C65536"), ()),
+    "zstd-fragments": (EROFS_OPTIONS, ()),
+    "chosen": (EROFS_OPTIONS, PLAIN),
+}
 MEBIBYTE = 1 << 20
 SECTOR = 512
 
 
-def make_disk(tree: Path, disk: Path, tools: Tools, options: Iterable[str] = EROFS_OPTIONS) -> None:
-    """Write the erofs of `tree` into the root partition of the GPT image `disk`, which is made."""
+def make_disk(
+    tree: Path, disk: Path, tools: Tools, options: tuple[str, ...] = EROFS_OPTIONS, plain: tuple[str, ...] = PLAIN
+) -> None:
+    """Write the erofs of `tree` into the root partition of the GPT image `disk`, which is made.
+
+    `options` are mkfs.erofs's, `plain` the regular expressions of paths that are not compressed.
+    """
     disk.touch()
     binds = {"tree": tree, "out": disk.parent}
     erofs = disk.parent / "root.erofs"
     hints = disk.parent / "hints"
-    hints.write_text("".join(f"0 ^{pattern}\n" for pattern in PLAIN))  # clusters of 0 bytes: not compressed
+    hints.write_text("".join(f"0 ^{pattern}\n" for pattern in plain))  # clusters of 0 bytes: not compressed
     fixed = ("-x-1", "-T0", f"-U{EROFS_UUID}", "--all-root", f"--workers={os.cpu_count()}")
     tools.run(
         "mkfs.erofs",
