@@ -12,6 +12,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what this machine lacks (Debian packages, Python packages, native extension)
+	@command -v python3 >/dev/null || { $(SUDO) apt-get -qq update && $(SUDO) apt-get -qq install -y python3; }
 	@python3 rootfs/host.py
 
 image: setup ## build kernel, initramfs and disk into the cache and print where they are
