@@ -175,9 +175,17 @@ static void sysctls(void)
 {
     static const char *const table[][2] = {
         {"vm/overcommit_memory", "1"}, {"vm/panic_on_oom", "0"}, {"kernel/panic", "10"}, {"kernel/panic_on_oops", "1"},
-        {"kernel/keys/root_maxkeys", "1000000"}, {"kernel/keys/root_maxbytes", "25000000"}, {"net/ipv4/ip_forward", "1"},
-        {"net/ipv6/conf/all/forwarding", "1"}, {"fs/inotify/max_user_instances", "8192"},
-        {"fs/inotify/max_user_watches", "1048576"}, {"kernel/pid_max", "4194304"}, {"vm/max_map_count", "262144"},
+        {"kernel/keys/root_maxkeys", "1000000"}, {"kernel/keys/root_maxbytes", "25000000"},
+        {"net/ipv4/ip_forward", "1"}, {"net/ipv6/conf/all/forwarding", "1"}, {"net/ipv6/conf/default/forwarding", "1"},
+        {"net/ipv6/conf/all/accept_ra", "2"}, {"net/ipv6/conf/default/accept_ra", "2"},
+        {"net/ipv4/conf/all/rp_filter", "2"}, {"net/ipv4/conf/default/rp_filter", "2"},
+        {"net/ipv4/conf/all/accept_redirects", "0"}, {"net/ipv4/conf/default/accept_redirects", "0"},
+        {"net/ipv4/conf/all/send_redirects", "0"}, {"net/ipv6/conf/all/accept_redirects", "0"},
+        {"fs/inotify/max_user_instances", "8192"}, {"fs/inotify/max_user_watches", "1048576"},
+        {"net/core/somaxconn", "32768"}, {"kernel/pid_max", "4194304"}, {"vm/max_map_count", "262144"},
+        {"kernel/core_pattern", "core"}, {"fs/suid_dumpable", "0"}, {"kernel/kptr_restrict", "2"},
+        {"kernel/dmesg_restrict", "1"}, {"fs/protected_symlinks", "1"}, {"fs/protected_hardlinks", "1"},
+        {"fs/protected_fifos", "1"}, {"fs/protected_regular", "2"},
     };
     char path[128];
     for (size_t i = 0; i < LENGTH(table); i++) {

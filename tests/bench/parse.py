@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 TICKS = 100  # a second, in /proc: USER_HZ, which no architecture that we build for changes
 _SECTOR = 512
-_MARK = re.compile(r"^bench: (\w+) (\d+\.\d+)\r?$", re.MULTILINE)
+_MARK = re.compile(r"^bench: (\w+) (\d+\.\d+)\r?\n", re.MULTILINE)
 
 
 class Use(NamedTuple):
