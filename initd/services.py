@@ -74,7 +74,7 @@ def containerd_argv(config: str = CONTAINERD_DEFAULT_CONFIG) -> tuple[str, ...]:
     return ("/usr/bin/containerd", "--config", config)
 
 
-def kubelet_argv(name: str, address: str | None, verbosity: int = 2) -> tuple[str, ...]:
+def kubelet_argv(name: str, address: str | None, verbosity: int = 1) -> tuple[str, ...]:
     """Return the kubelet's command line for the decided node name and IP; without an IP it picks one itself."""
     node_ip = () if address is None else (f"--node-ip={address}",)
     return (

@@ -122,7 +122,7 @@ class KubeletConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             extra={"check": kubelet.check_extra},
         ),
     ] = {}
-    verbosity: Annotated[int, Meta(ge=0, le=10, description="The kubelet's log verbosity (-v).")] = 2
+    verbosity: Annotated[int, Meta(ge=0, le=10, description="The kubelet's log verbosity (-v).")] = 1
 
 
 class ContainerdConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

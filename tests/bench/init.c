@@ -319,7 +319,7 @@ int main(int argc, char *argv[])
         through_stage1(argv);
     static const char *const containerd[] = {"/usr/bin/containerd", "--config", "/usr/share/initd/containerd.toml", NULL};
     static const char *const kubelet[] = {"/usr/bin/kubelet", "--config=/run/initd/kubelet/config.yaml",
-                                          "--hostname-override=bench", "--node-ip=10.0.2.15", "-v=2", NULL};
+                                          "--hostname-override=bench", "--node-ip=10.0.2.15", "-v=1", NULL};
     mounts();
     cgroups();
     double containerd_exec = now();
