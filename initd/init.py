@@ -6,6 +6,7 @@ then takes over what runs. Nothing raised anywhere below reaches the kernel: PID
 
 from __future__ import annotations
 
+import resource
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import asyncio
 
 REBOOT_AFTER = 10.0
+DESCRIPTORS = 1 << 16  # the kernel's own 1024 could be used up by the API's clients
 
 # Signal -> what it asks for, as systemd(1) documents them for PID 1.
 REQUESTS = {
@@ -45,6 +47,10 @@ def _run() -> None:
         native.reboot(native.RebootCommand.CAD_OFF)  # Ctrl-Alt-Del is SIGINT to us, not an instant reset
     except OSError as error:
         log.warning("Ctrl-Alt-Del stays the kernel's", error=str(error))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    except (OSError, ValueError) as error:
+        log.warning("descriptor limit stays the kernel's", error=str(error))
     signals = native.signalfd([signal.SIGCHLD, *REQUESTS])
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)

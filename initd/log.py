@@ -124,8 +124,11 @@ class _Log:
                 self.dropped += 1
             return
         self.early.append((level, event, fields | {"at": round(boottime(), 6)}))
-        if self.console is not None and level != "debug":
-            self.console.write(human(level, event, fields, colour=self.console.is_terminal))
+        try:
+            if self.console is not None and level != "debug":
+                self.console.write(human(level, event, fields, colour=self.console.is_terminal))
+        except Exception:  # noqa: BLE001 see above
+            self.dropped += 1
 
 
 _log = _Log()

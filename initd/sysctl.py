@@ -5,6 +5,8 @@ which refuses to start under `protectKernelDefaults` unless its values are set a
 from __future__ import annotations
 
 TABLE: tuple[tuple[str, str], ...] = (
+    # Below level 4 only: a record of ours that the kernel printed itself, on a slow serial port, would hold PID 1 up.
+    ("kernel.printk", "4"),
     # What the kubelet checks (k8s.io/kubernetes pkg/util/sysctl).
     ("vm.overcommit_memory", "1"),
     ("vm.panic_on_oom", "0"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LINES = 1000
 LINE_BYTES = 8 << 10
 RING_BYTES = 256 << 10
-CHUNK = 64 << 10
+CHUNK = 8 << 10
 
 
 class Output:

@@ -132,6 +132,8 @@ class Worker(Service):
 
         from initd.api.protocol import ApiError, Code, Request, encode  # noqa: PLC0415
 
+        if self._idle_timer is not None:  # before anything is awaited: it would stop the worker under this call
+            self._idle_timer.cancel()
         if self._idle_seconds and self.state not in {State.STARTING, State.RUNNING}:
             await self._wake()
         if self._socket is None or self._loop is None:
@@ -140,8 +142,6 @@ class Worker(Service):
             raise self._unavailable("it does not read what it is asked")
         self._msgid = msgid = self._msgid % 0xFFFF_FFFF + 1
         request = encode(Request(msgid, method, list(params)))
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
         future: asyncio.Future[Any] = self._loop.create_future()
         self._calls[msgid] = future
         self._send(request)

@@ -221,4 +221,8 @@ def test_the_end_is_requested_in_the_name_of_the_peer(bench: Bench, function: An
     assert bench.node.shutdown is not None
     assert (bench.node.shutdown.action, bench.node.shutdown.by) == (action, "API, pid 10, uid 0")
     assert asyncio.run(function(bench.call, force=True)) <= shutdown.FORCED
+    other = node_methods.power_off if action == "reboot" else node_methods.reboot
+    with pytest.raises(ApiError, match=f"on its way to {action}") as refused:
+        asyncio.run(other(bench.call))
+    assert refused.value.code is Code.FAILED_PRECONDITION
     assert bench.node.phase == "stopping"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import initd
 from initd import shutdown
+from initd.api.protocol import ApiError, Code
 from initd.api.registry import Call, Role, method
 from initd.supervise.states import State
 
@@ -76,13 +77,22 @@ async def boot_times(call: Call) -> BootTimes:
     return {"exec": node.exec_at, "phases": list(node.boot_phases), "marks": marks}
 
 
+def _request(call: Call, action: str, *, force: bool) -> float:
+    running = call.node.shutdown
+    if running is not None and running.action != action:
+        raise ApiError(
+            Code.FAILED_PRECONDITION, f"the node is on its way to {running.action}, asked for by {running.by}"
+        )
+    return shutdown.request(call.node, action, by=f"API, {call.peer.text}", force=force)
+
+
 @method("reboot", Role.ADMIN)
 async def reboot(call: Call, force: bool = False) -> float:
     """Stop everything in order and restart the machine; returns the seconds it may take. `force` waits for no one."""
-    return shutdown.request(call.node, "reboot", by=f"API, {call.peer.text}", force=force)
+    return _request(call, "reboot", force=force)
 
 
 @method("shutdown", Role.ADMIN)
 async def power_off(call: Call, force: bool = False) -> float:
     """Stop everything in order and power the machine off; returns the seconds it may take. `force` waits for no one."""
-    return shutdown.request(call.node, "shutdown", by=f"API, {call.peer.text}", force=force)
+    return _request(call, "shutdown", force=force)
