@@ -10,6 +10,8 @@
  *                            file system, and names those where that did not fail with EROFS
  *   /processes               {"processes": [{"pid", "ppid", "comm", "cgroup", "argv", "pss"}]}: pss in bytes
  *   /kill?pid=N&signal=N     {"error": null}
+ *   /flood?path=P            {"connected", "closed"}: 300 connections at once to a Unix socket, a frame of garbage on each; how
+ *                            many there were and how many the server closed
  *   /mount?path=P            in this pod's own mount namespace: a tmpfs at P, holding the file `marker`
  */
 #define _GNU_SOURCE
@@ -20,10 +22,12 @@
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #define TEXT_SIZE (4 << 20)
 #define OTHERS_MAX 200
 #define DEPTH_MAX 64
+#define FLOOD 300
 
 static void put_string(FILE *out, const char *text, size_t length) {
     fputc('"', out);
@@ -210,6 +214,34 @@ static void do_processes(FILE *out) {
         closedir(directory);
 }
 
+static void do_flood(FILE *out, const char *path) {
+    static const char garbage[] = "\xc1 is no MessagePack\r\n\r\n";
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval timeout = {.tv_sec = HTTP_TIMEOUT};
+    int sockets[FLOOD], connected = 0, closed = 0;
+    if (strlen(path) >= sizeof address.sun_path)
+        return put_error(out, ENAMETOOLONG);
+    strcpy(address.sun_path, path);
+    for (int i = 0; i < FLOOD; i++) {
+        int fd = sockets[connected] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
+        if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+            break;
+        send(fd, garbage, sizeof garbage - 1, MSG_NOSIGNAL);
+        connected++;
+    }
+    for (int i = 0; i < connected; i++) {
+        char answer[4096];
+        ssize_t size;
+        while ((size = recv(sockets[i], answer, sizeof answer, 0)) > 0)
+            continue;
+        closed += size == 0 || errno == ECONNRESET;
+        close(sockets[i]);
+    }
+    fprintf(out, "{\"connected\": %d, \"closed\": %d}", connected, closed);
+}
+
 static void do_kill(FILE *out, const struct http_request *request) {
     char pid[16], number[16];
     bool given = http_parameter(request, "pid", pid, sizeof pid) && http_parameter(request, "signal", number, sizeof number);
@@ -234,7 +266,8 @@ static void handle(int fd, const struct http_request *request) {
         void (*run)(FILE *, const char *);
         bool host;
     } commands[] = {{"/read", do_read, true},   {"/readlink", do_readlink, true}, {"/list", do_list, true},
-                    {"/write", do_write, true}, {"/walk", do_walk, true},         {"/mount", do_mount, false}};
+                    {"/write", do_write, true}, {"/walk", do_walk, true},         {"/mount", do_mount, false},
+                    {"/flood", do_flood, true}};
     char path[4096], *body = NULL;
     size_t length = 0;
     FILE *out = open_memstream(&body, &length);

@@ -126,7 +126,18 @@ def test_restart_by_the_api_is_in_the_history(running: Machine) -> None:
     assert any("restart requested by" in reason for reason in reasons)
 
 
-def test_garbage_and_floods_on_the_api_leave_the_node_ready(running: Machine) -> None:
+def test_a_flood_of_garbage_on_pid_1s_socket_is_closed_and_changes_nothing(running: Machine, probe: Probe) -> None:
+    """Straight to PID 1: 300 connections from inside the node, none of them with a frame."""
+    with running.client() as client:
+        before = client.call("status")
+        flood = probe("flood", path="/run/initd/api.sock")
+        assert flood == {"connected": 300, "closed": 300}
+        after = client.call("status")
+    assert (after["boot_id"], after["ready"]) == (before["boot_id"], True)
+    assert running.verify()["boot_id"] == before["boot_id"]
+
+
+def test_garbage_and_floods_on_the_bridge_leave_the_node_ready(running: Machine) -> None:
     """Many clients of the bridge at once, some of them talking nonsense: only those are cut off."""
     path = str(running.console.parent / "api.sock")
     with running.client() as healthy:
