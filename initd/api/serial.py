@@ -150,7 +150,7 @@ class Port:
             while self._output:
                 del self._output[: os.write(self._fd, self._output)]
         except BlockingIOError:
-            pass
+            pass  # the port is full: what is left goes out when it can be written again
         except OSError:  # nobody is there; the read that follows the edge ends the session
             self._output.clear()
         if self._full and len(self._output) <= HIGH_WATER // 4:
