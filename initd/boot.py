@@ -115,7 +115,9 @@ def mount_rest(_node: Node) -> None:
 
 
 def start_network(node: Node) -> None:
-    """Start the network worker: what it imports overlaps containerd's start and PID 1's own imports."""
+    """Start the network worker, the first: what all workers and PID 1's own loop need is imported before its fork."""
+    import initd.worker  # noqa: F401, PLC0415 while containerd starts
+
     _load(modules.LINKS)
     _start_worker(node, "network", 96 * MIB)
 
@@ -317,12 +319,12 @@ PHASES = (
     Phase("var", var, fatal=True),
     Phase("containerd", containerd, after=("var",)),
     Phase("listen", listen),
-    Phase("links", start_network),
     Phase("config", judge_configuration, fatal=True),
-    Phase("network", configure_network, after=("links",)),
     Phase("sysctl", set_parameters),
     Phase("identity", identify, after=("config",)),
     Phase("kubelet", start_kubelet, after=("identity", "sysctl", "containerd")),
+    Phase("links", start_network),
+    Phase("network", configure_network, after=("links",)),
     Phase("workers", start_workers),
     Phase("filesystems", mount_rest),
     Phase("log", start_log),

@@ -41,6 +41,8 @@ def main() -> NoReturn:
 
 
 def _run() -> None:
+    # asyncio imports ssl if it can, which is 10 MB that neither PID 1 nor the workers have a use for.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
     console = log.open_console()
     node = Node()
     try:
@@ -60,8 +62,6 @@ def _run() -> None:
 
 
 def _loop(node: Node, console: log.Console, signals: int, sequence: phases.Sequence) -> None:
-    # asyncio imports ssl if it can, which is 10 MB that PID 1 has no use for.
-    sys.modules["ssl"] = None  # type: ignore[assignment]
     import asyncio  # noqa: PLC0415 overlaps the start of containerd
 
     loop = asyncio.new_event_loop()

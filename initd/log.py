@@ -140,6 +140,11 @@ def open_console(path: str = "/dev/console") -> Console:
     return _log.console
 
 
+def forked() -> None:
+    """In a copy of PID 1: let go of its console and kernel log, whose descriptors are closed there."""
+    _log.console, _log.kmsg, _log.logger = None, -1, None
+
+
 def flush() -> None:
     """Write to the console what it takes now; only for when no loop does (see `Console.attach`)."""
     if _log.console is not None:

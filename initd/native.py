@@ -149,9 +149,9 @@ class Record:
 class Spawn(Record):
     """How to start a child.
 
-    argv[0] is the program's path. `fds` maps the child's numbers to this process's; all others are closed, and a
-    standard stream that is not given is /dev/null. `cgroup` is a descriptor of a directory in the v2 tree (-1: stay).
-    `rlimits` maps RLIMIT_* to (soft, hard). `bounding` is the set of capability numbers to keep (None: all).
+    argv[0] is the program's path; () forks. `fds` maps the child's numbers to this process's; all others are closed,
+    and a standard stream that is not given is /dev/null. `cgroup` is a descriptor of a directory in the v2 tree, or -1
+    to stay. `rlimits` maps RLIMIT_* to (soft, hard). `bounding` is the set of capability numbers to keep (None: all).
     `namespaces` holds further ones to create.
     """
 
@@ -272,10 +272,13 @@ def _mask(capabilities: Collection[int]) -> int:
 def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
     """Start a child in a session of its own, with signals and dispositions reset; return when its program runs.
 
+    Without argv the child is a copy of this interpreter in which `spawn` returns too, with a pid of 0: see fork(2). It
+    holds the descriptors of `spec` only, so whatever object held another must not be touched there.
+
     Raises SpawnError with the stage that failed. A child that has not reached its program after `timeout` milliseconds
     (a frozen cgroup, a disk that hangs) is killed and left to the reaper; the error is then ETIMEDOUT at Stage.EXEC.
     """
-    argv, _argv = _strings("argv", spec.argv)
+    argv, _argv = _strings("argv", spec.argv) if spec.argv else (ffi.NULL, [])
     envp, _envp = _strings("env", [f"{name}={value}" for name, value in spec.env.items()])
     cwd = ffi.new("char[]", _text("cwd", spec.cwd))
     descriptors = ffi.new("struct initd_descriptor[]", [(child, parent, -1) for child, parent in spec.fds.items()])
@@ -290,7 +293,7 @@ def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
     }  # fmt: skip
     child = ffi.new("struct initd_child *")
     if lib.initd_spawn(ffi.new("struct initd_spawn *", raw), child) < 0:
-        raise SpawnError(child.error, spec.argv[0], _STAGES[child.stage])
+        raise SpawnError(child.error, spec.argv[0] if spec.argv else "fork", _STAGES[child.stage])
     return Child(child.pid, child.pidfd)
 
 

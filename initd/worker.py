@@ -1,21 +1,26 @@
 """What every worker has in common: its link to PID 1, its log, and how it starts.
 
-A worker is exec'd by PID 1 with one end of a stream socketpair as descriptor 3, on which both speak initd.api.protocol.
-Its log goes to standard error, one JSON object a line with the keys event and level. It ends when PID 1 closes its end.
+A worker is forked by PID 1, so that both share what both have imported, with one end of a stream socketpair as
+descriptor 3, on which both speak initd.api.protocol. Its log goes to standard error, one JSON object a line with the
+keys event and level. It ends when PID 1 closes its end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
+import os
 import socket
 import sys
+import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
+from initd import log as initd_log
 from initd.api.protocol import ApiError, Code, Decoder, Notification, Request, Response, encode
 
 if TYPE_CHECKING:
@@ -97,6 +102,7 @@ class Link:
 
 def configure_log() -> None:
     """Send structlog's and the standard library's records to standard error as JSON lines."""
+    structlog.reset_defaults()  # of PID 1, if this is a copy of it
     structlog.configure(
         processors=[
             structlog.stdlib.add_log_level,
@@ -128,6 +134,23 @@ def main(name: str) -> int:
         log.exception("worker failed", worker=name)
         return 1
     return 0
+
+
+def run_forked(name: str) -> NoReturn:
+    """Be the worker `name` in a copy of PID 1, and end with it: never return into what was PID 1's doing."""
+    status = 1
+    try:
+        # PID 1's objects stay as they are: their pages stay shared, and none is destroyed, which would close a
+        # descriptor whose number is another's by now.
+        gc.freeze()
+        initd_log.forked()
+        with open("/proc/self/comm", "w", encoding="ascii") as file:
+            file.write(f"initd-{name}")
+        status = main(name)
+    except BaseException:  # noqa: BLE001 whatever it is, it must not go up into PID 1's stack
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 async def _serve(name: str) -> None:

@@ -37,7 +37,7 @@ struct initd_limit {
 };
 
 struct initd_spawn {
-    char *const *argv; /* argv[0] is the path */
+    char *const *argv; /* argv[0] is the path; NULL: the child goes on as a copy of this process */
     char *const *envp;
     const char *cwd;
     int cgroup;          /* directory descriptor, or -1 to stay */

@@ -1,5 +1,7 @@
 /* Starts a child in its cgroup and reports the step that failed. See clone(2), "clone3()". */
 #define _GNU_SOURCE
+#include <Python.h> /* first, as its manual asks */
+
 #include "initd.h"
 
 #include <errno.h>
@@ -127,7 +129,26 @@ static int arrange_descriptors(const struct initd_spawn *spec, int *report) {
     return 0;
 }
 
-/* The child's whole life before exec: system calls only, for it is a copy of a process with an interpreter in it. */
+/* Closes what only the parent may hold, the report pipe among it: for a child that goes on without an exec. */
+static void close_others(const struct initd_spawn *spec) {
+    int beyond = 3;
+    for (size_t i = 0; i < spec->descriptor_count; i++)
+        if (spec->descriptors[i].child >= beyond)
+            beyond = spec->descriptors[i].child + 1;
+    for (int fd = 3; fd < beyond; fd++) {
+        int given = 0;
+        for (size_t i = 0; i < spec->descriptor_count; i++)
+            given |= spec->descriptors[i].child == fd;
+        if (!given)
+            close(fd);
+    }
+    close_range((unsigned)beyond, ~0U, 0);
+}
+
+/*
+ * The child's whole life before exec: system calls only, for it is a copy of a process with an interpreter in it. Without
+ * a program it is that copy which goes on, and INITD_STARTED is returned.
+ */
 static enum initd_stage prepare_and_exec(const struct initd_spawn *spec, int *report) {
     if (setsid() < 0)
         return INITD_SESSION;
@@ -145,6 +166,10 @@ static enum initd_stage prepare_and_exec(const struct initd_spawn *spec, int *re
         return INITD_CAPABILITIES;
     if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return INITD_NO_NEW_PRIVS;
+    if (!spec->argv) {
+        close_others(spec);
+        return INITD_STARTED;
+    }
     execve(spec->argv[0], spec->argv, spec->envp);
     return INITD_EXEC;
 }
@@ -160,6 +185,21 @@ static pid_t clone_child(const struct initd_spawn *spec, int *pidfd) {
         arguments.cgroup = (uint64_t)spec->cgroup;
     }
     return (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+}
+
+/* A child that goes on as a copy of this interpreter needs Python's own steps around fork(2), for which it holds the GIL. */
+static pid_t clone_interpreter(const struct initd_spawn *spec, int *pidfd) {
+    PyGILState_STATE state = PyGILState_Ensure();
+    PyOS_BeforeFork();
+    pid_t pid = clone_child(spec, pidfd);
+    int error = errno;
+    if (pid == 0)
+        PyOS_AfterFork_Child();
+    else
+        PyOS_AfterFork_Parent();
+    PyGILState_Release(state);
+    errno = error;
+    return pid;
 }
 
 static int is_cgroup_error(int error) {
@@ -197,7 +237,10 @@ static void await_exec(int fd, int timeout, struct initd_child *child) {
     child->pidfd = -1;
 }
 
-/* Fills in `child`; returns 0 if the program runs, else -1 with the stage and its errno in `child`. */
+/*
+ * Fills in `child`; returns 0 if the program runs, else -1 with the stage and its errno in `child`. Without a program it
+ * returns 0 twice, as fork(2) does: the pid is 0 in the child.
+ */
 int initd_spawn(const struct initd_spawn *spec, struct initd_child *child) {
     int ends[2];
     *child = (struct initd_child){.pid = -1, .pidfd = -1, .stage = INITD_STARTED};
@@ -209,10 +252,12 @@ int initd_spawn(const struct initd_spawn *spec, struct initd_child *child) {
     sigset_t all, before;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, &before); /* a handler of the parent's must not run in the child */
-    child->pid = clone_child(spec, &child->pidfd);
+    child->pid = (spec->argv ? clone_child : clone_interpreter)(spec, &child->pidfd);
     if (child->pid == 0) {
         struct report report = {.stage = (int)prepare_and_exec(spec, &ends[1])};
         report.error = errno;
+        if (report.stage == INITD_STARTED)
+            return 0;
         ssize_t written = write(ends[1], &report, sizeof report);
         _exit(written == sizeof report ? 127 : 126);
     }

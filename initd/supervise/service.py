@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from initd import cgroups, log, native
 from initd.events import boottime
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 HISTORY = 100
 KILL_AGAIN = 2.0
+EXIT_NOT_IMPLEMENTED = 70
 LAST_LINES = 20
 USEC_DIGITS = 20  # of an unsigned 64-bit number
 
@@ -202,6 +203,8 @@ class Service:
                     oom_score_adj=self.spec.oom_score_adj,
                 )
             )
+            if child.pid == 0:
+                self.forked()
         except Exception as error:  # noqa: BLE001 whatever it is (ENOMEM, a NUL in argv): a reason to wait, not to fall
             self.ended()
             self._failed_spawn = str(error)
@@ -240,6 +243,10 @@ class Service:
     def _descriptors(self) -> dict[int, int]:
         """Descriptors that the process gets besides its output: child's number -> ours."""
         return {}
+
+    def forked(self) -> NoReturn:
+        """In the child of a specification without argv, a copy of PID 1: be what it is for, and end with it."""
+        os._exit(EXIT_NOT_IMPLEMENTED)
 
     def started(self) -> None:
         """Called when a new process is there."""

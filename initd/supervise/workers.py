@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from initd import log
 from initd.supervise.service import Service
@@ -57,6 +57,12 @@ class Worker(Service):
         self._socket, self._child_end = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         self._socket.setblocking(False)
         return {LINK: self._child_end.fileno()}
+
+    def forked(self) -> NoReturn:
+        """Be the worker, in a copy of PID 1 that shares what both have imported."""
+        from initd import worker  # noqa: PLC0415 the loop's imports are in boot.start_network
+
+        worker.run_forked(self.spec.name)
 
     def started(self) -> None:
         """Its end of the pair is its own now; a worker is up as soon as it runs."""
@@ -252,14 +258,14 @@ class Worker(Service):
             log.exception(f"{self.spec.name}: notification {method} failed", failure)
 
 
-def spec(name: str, memory_max: int, argv: tuple[str, ...] = ("/sbin/init",)) -> ServiceSpec:
+def spec(name: str, memory_max: int) -> ServiceSpec:
     """The specification of the worker `name`, with a leaf cgroup of its own and `memory_max` in bytes."""
     from initd.services import ServiceSpec  # noqa: PLC0415
 
     return ServiceSpec(
         name=name,
-        argv=(*argv, "worker", name),
-        environment={"PATH": "/usr/sbin:/usr/bin"},
+        argv=(),
+        environment={},
         cgroup=f"initd/{name}",
         cgroup_settings={"memory.max": memory_max},
     )

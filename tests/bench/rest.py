@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SAMPLE = 10.0  # seconds between two looks at the memory
 PID_1 = "PID 1"
+CGROUP = "/initd/"
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,13 @@ def measure(image: Bootable, seconds: float, say: Callable[[str], None]) -> Rest
 def _own(probe: Probe) -> dict[str, dict[str, Any]]:
     """PID 1 and its workers, by name."""
     found = {
-        PID_1 if process["pid"] == 1 else process["argv"][-1]: process
+        PID_1 if process["pid"] == 1 else process["cgroup"].removeprefix(CGROUP): process
         for process in probe.processes()
-        if _is_ours(process)
+        if process["cgroup"].startswith(CGROUP)
     }
     if PID_1 not in found:
         raise ValueError("the probe does not see PID 1")
     return found
-
-
-def _is_ours(process: dict[str, Any]) -> bool:
-    return bool(process["pid"] == 1 or process["argv"][:2] == ["/sbin/init", "worker"])
 
 
 def _used(probe: Probe, pid: int) -> Use:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
@@ -16,6 +17,7 @@ from initd import native
 from initd.native import Namespace, Spawn, SpawnError, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.namespace.conftest import Isolated
@@ -224,3 +226,52 @@ def test_text_with_a_nul_byte_is_refused() -> None:
         native.spawn(Spawn(("/bin/echo", "a\0b"), {}))
     with pytest.raises(ValueError, match=r"env: .*NUL"):
         native.spawn(Spawn(("/bin/echo",), {"A": "\0"}))
+
+
+def forked(body: Callable[[], str], **options: object) -> str:
+    """What `body` returns in a child without a program."""
+    source, sink = os.pipe2(os.O_CLOEXEC)
+    child = native.spawn(Spawn((), {}, fds={7: sink}, **options))  # type: ignore[arg-type]
+    if child.pid == 0:
+        try:
+            os.write(7, body().encode())
+        finally:
+            os._exit(0)
+    os.close(sink)
+    with open(source) as stream:
+        text = stream.read()
+    assert finish(child).status == 0
+    return text
+
+
+def test_a_fork_holds_only_what_it_was_given() -> None:
+    text = forked(lambda: " ".join(sorted(os.listdir("/proc/self/fd"))))
+    assert text.split() == ["0", "1", "2", "3", "7"]  # 3 is the folder that it lists
+
+
+def test_a_fork_has_its_own_session_limits_and_no_ignored_signal() -> None:
+    limits = {resource.RLIMIT_NOFILE: (64, 64)}
+    body = lambda: f"{os.getsid(0) == os.getpid()} {resource.getrlimit(resource.RLIMIT_NOFILE)} {dispositions()}"  # noqa: E731
+    assert forked(body, rlimits=limits) == f"True (64, 64) {0:016x} {0:016x}"
+
+
+def dispositions() -> str:
+    with open("/proc/self/status") as file:
+        text = file.read()
+    return f"{status_field(text, 'SigIgn')} {status_field(text, 'SigBlk')}"
+
+
+def test_a_fork_runs_a_loop_of_its_own_inside_one_that_runs() -> None:
+    async def answer() -> str:
+        await asyncio.sleep(0)
+        return str(os.getpid())
+
+    async def parent() -> str:
+        return forked(lambda: asyncio.run(answer()))
+
+    assert int(asyncio.run(parent())) != os.getpid()
+
+
+def test_a_fork_that_fails_says_at_which_step() -> None:
+    with pytest.raises(SpawnError, match="fork: setting resource limits: Invalid argument"):
+        native.spawn(Spawn((), {}, rlimits={999: (1, 1)}))
