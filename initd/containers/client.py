@@ -53,10 +53,14 @@ class Containerd:
         return None
 
     async def call(
-        self, rpc: Rpc, fields: Mapping[str, object] | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        rpc: Rpc,
+        fields: Mapping[str, object] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        seconds: float = CALL_SECONDS,
     ) -> Message:
         """One unary call; `fields` fill the request. Raises ApiError with the code that the server gave."""
-        async with self.stream(rpc, metadata, CALL_SECONDS, Cardinality.UNARY_UNARY) as stream:
+        async with self.stream(rpc, metadata, seconds, Cardinality.UNARY_UNARY) as stream:
             await stream.send_message(MESSAGES[rpc.request](**(fields or {})), end=True)
             return await received(stream, rpc)
 

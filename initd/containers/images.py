@@ -1,7 +1,8 @@
 """Puts images from OCI archives into containerd, so that CRI finds them without a registry and never collects them.
 
-Blobs go in through the content service, children before parents, then the image's name. Nothing is unpacked here: CRI
-unpacks an image when it makes the first container of it, and until then the CPU belongs to the kubelet's start.
+containerd's transfer service reads the archive by itself (docs/transfer.md and docs/streaming.md there). Nothing is
+unpacked here: CRI unpacks an image when it makes the first container of it, and until then the CPU belongs to the
+kubelet's start.
 """
 
 from __future__ import annotations
@@ -9,35 +10,33 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from contextlib import ExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TypedDict
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
-from structlog import get_logger
+from h2.exceptions import H2Error
 
 from initd.api.protocol import ApiError, Code
 from initd.containers import messages
-from initd.containers.archive import GC_LABEL, Archive, ArchiveError, Blob, Image, opened
 from initd.containers.client import CALL_SECONDS, received
-from initd.containers.messages import MESSAGES, WriteAction
+from initd.containers.messages import MESSAGES, Message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Sequence
 
     from initd.containers.client import Containerd
 
-NAMESPACE = "k8s.io"
+METADATA = {"containerd-namespace": "k8s.io"}
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
-CHUNK = 1 << 20  # containerd accepts messages up to 16 MiB
-ATTEMPTS = 3
+IMPORT_LABEL = "io.initd.import"  # its value says by which import a name came
+# containerd gives an image the full name of its annotation; a bare tag there needs a repository.
+REFERENCE = {"name": "initd.local/image", "is_prefix": True, "allow_overwrite": True}
+BYTES_PER_SECOND = 1 << 20  # that an import may count on
 REACH_SECONDS = 60.0
 KNOWN_SECONDS = 30.0
-LEASE_HOURS = 1
-log = get_logger()
 
 
 class ImportedImage(TypedDict):
-    """One image as imported; `milliseconds` is the time until CRI knew it."""
+    """One image as imported; `milliseconds` is the time until CRI knew all of them."""
 
     name: str
     digest: str
@@ -47,139 +46,91 @@ class ImportedImage(TypedDict):
 async def import_images(client: Containerd, paths: Sequence[str]) -> list[ImportedImage]:
     """Import every image of the archives at `paths`; one that is there already is only made sure of.
 
-    The archives are read while containerd still starts. A bad one does not keep the others out: its error,
-    INVALID_ARGUMENT, comes after them. Other failures raise ApiError as containerd gave them.
+    A bad archive does not keep the others out. Raises ApiError: INVALID_ARGUMENT for one that cannot be read or names
+    no image, else as containerd gave it.
     """
-    bad: list[str] = []
-    with ExitStack() as stack:
-        work = [item for path in paths for item in _read(path, stack, bad)]
-        results = await _import_all(client, work)
-    if bad:
-        raise ApiError(Code.INVALID_ARGUMENT, "; ".join(bad))
-    return results
-
-
-async def _import_all(client: Containerd, work: Sequence[tuple[Archive, Image]]) -> list[ImportedImage]:
-    """Import everything; start again if containerd ends meanwhile, since what it has by then costs next to nothing."""
-    for _ in range(ATTEMPTS - 1):
-        await client.reach(REACH_SECONDS)
-        try:
-            return await _import_once(client, work)
-        except ApiError as error:
-            if error.code is not Code.UNAVAILABLE:
-                raise
-            log.warning("import interrupted", error=error.message)
     await client.reach(REACH_SECONDS)
-    return await _import_once(client, work)
-
-
-async def _import_once(client: Containerd, work: Sequence[tuple[Archive, Image]]) -> list[ImportedImage]:
     started = time.monotonic()
-    async with _lease(client) as metadata:
-        for archive, image in work:
-            await _store(client, archive, image, metadata)
-    results: list[ImportedImage] = []
-    for _, image in work:
-        await _known(client, image)
-        milliseconds = round((time.monotonic() - started) * 1000, 1)
-        results.append({"name": image.name, "digest": image.target.digest, "milliseconds": milliseconds})
-    return results
-
-
-def _read(path: str, stack: ExitStack, bad: list[str]) -> list[tuple[Archive, Image]]:
-    try:
-        archive = stack.enter_context(opened(path))
-        return [(archive, image) for image in archive.images()]
-    except (ArchiveError, OSError) as error:
-        bad.append(str(error))
-        return []
-
-
-@asynccontextmanager
-async def _lease(client: Containerd) -> AsyncIterator[Mapping[str, str]]:
-    """Hold a lease: without one, a garbage collection between the blobs and the name would take the blobs away.
-
-    It expires by itself, so that a worker that is killed here leaves nothing behind for ever.
-    """
-    namespace = {"containerd-namespace": NAMESPACE}
-    name = f"initd-import-{uuid.uuid4().hex}"
-    expiry = datetime.now(UTC) + timedelta(hours=LEASE_HOURS)
-    await client.call(
-        messages.CREATE_LEASE,
-        {"id": name, "labels": {"containerd.io/gc.expire": expiry.isoformat(timespec="seconds")}},
-        namespace,
-    )
-    try:
-        yield {**namespace, "containerd-lease": name}
-    finally:
+    stored: list[Message] = []
+    errors: list[ApiError] = []
+    for path in paths:
         try:
-            await client.call(messages.DELETE_LEASE, {"id": name}, namespace)
-        except ApiError as error:  # it expires; and what ended the import must not be hidden by this
-            log.warning("lease not deleted", lease=name, error=error.message)
-
-
-async def _store(client: Containerd, archive: Archive, image: Image, metadata: Mapping[str, str]) -> None:
-    for blob in image.blobs:
-        try:
-            await _write(client, archive, blob, metadata)
+            stored += await _import(client, path)
         except ApiError as error:
-            if error.code is not Code.ALREADY_EXISTS:
-                raise
-    target = image.target
-    stored = {
-        "name": image.name,
-        "labels": LABELS,
-        "target": {"media_type": target.media_type, "digest": target.digest, "size": target.size},
+            errors.append(ApiError(error.code, f"{path}: {error.message}"))
+        except OSError as error:
+            errors.append(ApiError(Code.INVALID_ARGUMENT, str(error)))
+    await _known(client, {image.name for image in stored})
+    if errors:
+        raise ApiError(errors[0].code, "; ".join(error.message for error in errors))
+    spent = round((time.monotonic() - started) * 1000, 1)
+    return [{"name": image.name, "digest": image.target.digest, "milliseconds": spent} for image in stored]
+
+
+async def _import(client: Containerd, path: str) -> list[Message]:
+    """Import one archive; return the images as containerd then lists them."""
+    name = uuid.uuid4().hex
+    labels = {**LABELS, IMPORT_LABEL: name}
+    transfer = {
+        "source": _any("containerd.types.transfer.ImageImportStream", stream=name),
+        "destination": _any("containerd.types.transfer.ImageStore", labels=labels, extra_references=[REFERENCE]),
     }
-    try:
-        await client.call(messages.CREATE_IMAGE, {"image": stored}, metadata)
-    except ApiError as error:
-        if error.code is not Code.ALREADY_EXISTS:
-            raise
-        mask = {"paths": ["target", "labels"]}
-        await client.call(messages.UPDATE_IMAGE, {"image": stored, "update_mask": mask}, metadata)
+    with open(path, "rb") as archive:  # noqa: ASYNC230 - the root is local, and this process has nothing else to do
+        seconds = CALL_SECONDS + archive.seek(0, 2) / BYTES_PER_SECOND
+        archive.seek(0)
+        async with client.stream(messages.STREAM, METADATA, seconds) as stream:
+            await stream.send_message(_any("containerd.services.streaming.v1.StreamInit", id=name))
+            await received(stream, messages.STREAM)
+            sending = asyncio.ensure_future(_send(stream, archive))
+            try:
+                await client.call(messages.TRANSFER, transfer, METADATA, seconds)
+            finally:  # containerd leaves the rest alone after the archive's end or an error in it
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+                with suppress(H2Error):  # it may have closed the stream already
+                    await stream.cancel()
+    reply = await client.call(messages.LIST_STORED, {"filters": [f'labels."{IMPORT_LABEL}"=={name}']}, METADATA)
+    if not reply.images:
+        raise ApiError(Code.INVALID_ARGUMENT, "no image with an annotation that names it")
+    return list(reply.images)
 
 
-async def _write(client: Containerd, archive: Archive, blob: Blob, metadata: Mapping[str, str]) -> None:
-    """Send one blob; containerd checks its digest. Raises ALREADY_EXISTS at the first message if it is there."""
-    size, digest = blob.target.size, blob.target.digest
-    seconds = CALL_SECONDS + size / CHUNK
-    async with client.stream(messages.WRITE, metadata, seconds) as stream:
-        with archive.blob(digest) as content:
-            for offset in range(0, size or 1, CHUNK):
-                last = offset + CHUNK >= size
-                request = MESSAGES[messages.WRITE.request](
-                    action=WriteAction.COMMIT if last else WriteAction.WRITE,
-                    ref=f"{metadata['containerd-lease']}-{digest}",
-                    total=size,
-                    expected=digest,
-                    offset=offset,
-                    data=content.read(CHUNK),
-                    labels=blob.labels if last else {},
-                )
-                await stream.send_message(request, end=last)
-                await received(stream, messages.WRITE)
+async def _send(stream: Any, archive: IO[bytes]) -> None:
+    """Send the archive, never more of it than containerd has room for."""
+    window = 0
+    while True:
+        while window <= 0:
+            window += MESSAGES["WindowUpdate"].FromString((await received(stream, messages.STREAM)).value).update
+        if not (data := archive.read(window)):
+            break
+        await stream.send_message(_any("containerd.types.transfer.Data", data=data))
+        window -= len(data)
+    await stream.end()
 
 
-async def _known(client: Containerd, image: Image) -> None:
-    """Wait until CRI has seen the image: it learns of it by an event, and the kubelet's first look must find it."""
-    ids = {blob.labels[f"{GC_LABEL}.config"] for blob in image.blobs if f"{GC_LABEL}.config" in blob.labels}
+def _any(kind: str, **fields: object) -> Message:
+    """A message in a google.protobuf.Any, by its full name."""
+    return MESSAGES["Any"](type_url=kind, value=MESSAGES[kind.rpartition(".")[2]](**fields).SerializeToString())
+
+
+async def _known(client: Containerd, names: set[str]) -> None:
+    """Wait until CRI has seen the images: it learns of them by events, and the kubelet's first look must find them."""
     try:
         async with asyncio.timeout(KNOWN_SECONDS):
             pause = 0.01
-            while not await _is_known(client, image.name, ids):
+            while missing := names - await _pinned(client):
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 0.25)
     except TimeoutError:
-        text = f"containerd: CRI does not know {image.name} {KNOWN_SECONDS:g} s after its import"
+        text = f"containerd: CRI does not know {min(missing)} {KNOWN_SECONDS:g} s after its import"
         raise ApiError(Code.DEADLINE_EXCEEDED, text) from None
 
 
-async def _is_known(client: Containerd, name: str, ids: set[str]) -> bool:
+async def _pinned(client: Containerd) -> set[str]:
     try:
-        reply = await client.call(messages.IMAGE_STATUS, {"image": {"image": name}})
+        reply = await client.call(messages.LIST_IMAGES)
     except ApiError as error:
         if error.code is Code.UNAVAILABLE:  # CRI answers so while it recovers its state, after the socket is there
-            return False
+            return set()
         raise
-    return reply.image.id in ids and reply.image.pinned
+    return {name for image in reply.images if image.pinned for name in image.repo_tags}

@@ -1,6 +1,6 @@
 """The few gRPC calls and messages that initd needs of containerd and of CRI, built at run time from one table.
 
-Field numbers and types are those of containerd's API 1.12 (services content, images, leases; types.Descriptor) and
+Field numbers and types are those of containerd's API 1.12 (services streaming, transfer, images) and
 of the Kubernetes CRI, runtime.v1. A message's own name never travels, so names here only need to be unique; enums
 travel as int32. Fields left out are skipped by the decoder, as protobuf wants of unknown fields.
 """
@@ -8,7 +8,6 @@ travel as int32. Fields left out are skipped by the decoder, as protobuf wants o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
@@ -18,25 +17,23 @@ from google.protobuf.message_factory import GetMessageClass
 # Message: "name number type" of each field; `*type` is repeated, `map` is map<string, string>.
 FIELDS: dict[str, str] = {
     "Empty": "",
-    "FieldMask": "paths 1 *string",
-    # containerd.types and containerd.services.{content,images,leases}.v1
-    "Descriptor": "media_type 1 string, digest 2 string, size 3 int64, annotations 5 map",
-    "WriteContentRequest": (
-        "action 1 int32, ref 2 string, total 3 int64, expected 4 string, offset 5 int64, data 6 bytes, labels 7 map"
-    ),
-    "WriteContentResponse": "action 1 int32, offset 4 int64, total 5 int64, digest 6 string",
-    "StoredImage": "name 1 string, labels 2 map, target 3 Descriptor",
-    "GetImageRequest": "name 1 string",
-    "StoreImageRequest": "image 1 StoredImage, update_mask 2 FieldMask",
-    "StoreImageResponse": "image 1 StoredImage",
-    "CreateLeaseRequest": "id 1 string, labels 3 map",
-    "DeleteLeaseRequest": "id 1 string",
+    "Any": "type_url 1 string, value 2 bytes",
+    # containerd.services.{streaming,transfer,images}.v1 and containerd.types.transfer
+    "StreamInit": "id 1 string",
+    "Data": "data 1 bytes",
+    "WindowUpdate": "update 1 int32",
+    "TransferRequest": "source 1 Any, destination 2 Any",
+    "ImageImportStream": "stream 1 string",
+    "ImageReference": "name 1 string, is_prefix 2 bool, allow_overwrite 3 bool",
+    "ImageStore": "labels 2 map, extra_references 6 *ImageReference",
+    "Descriptor": "digest 2 string",
+    "StoredImage": "name 1 string, target 3 Descriptor",
+    "ListStoredRequest": "filters 1 *string",
+    "ListStoredResponse": "images 1 *StoredImage",
     # runtime.v1
     "ImageSpec": "image 1 string, user_specified_image 18 string",
     "Image": "id 1 string, repo_tags 2 *string, repo_digests 3 *string, size 4 uint64, pinned 8 bool",
     "ListImagesResponse": "images 1 *Image",
-    "ImageStatusRequest": "image 1 ImageSpec",
-    "ImageStatusResponse": "image 1 Image",
     "PodSandboxMetadata": "name 1 string, uid 2 string, namespace 3 string, attempt 4 uint32",
     "PodSandbox": "id 1 string, metadata 2 PodSandboxMetadata, state 3 int32, created_at 4 int64",
     "ListPodSandboxResponse": "items 1 *PodSandbox",
@@ -61,13 +58,6 @@ FIELDS: dict[str, str] = {
 Message = Any  # the classes exist only at run time, so no checker knows their fields
 
 
-class WriteAction(IntEnum):
-    """containerd.services.content.v1.WriteAction."""
-
-    WRITE = 1
-    COMMIT = 2
-
-
 @dataclass(frozen=True)
 class Rpc:
     """One gRPC method: its path and the names of the messages that go in and out."""
@@ -77,16 +67,9 @@ class Rpc:
     reply: str
 
 
-_CONTENT, _IMAGES, _LEASES = (
-    f"/containerd.services.{s}" for s in ("content.v1.Content", "images.v1.Images", "leases.v1.Leases")
-)
-WRITE = Rpc(f"{_CONTENT}/Write", "WriteContentRequest", "WriteContentResponse")
-CREATE_IMAGE = Rpc(f"{_IMAGES}/Create", "StoreImageRequest", "StoreImageResponse")
-UPDATE_IMAGE = Rpc(f"{_IMAGES}/Update", "StoreImageRequest", "StoreImageResponse")
-GET_IMAGE = Rpc(f"{_IMAGES}/Get", "GetImageRequest", "StoreImageResponse")
-CREATE_LEASE = Rpc(f"{_LEASES}/Create", "CreateLeaseRequest", "Empty")
-DELETE_LEASE = Rpc(f"{_LEASES}/Delete", "DeleteLeaseRequest", "Empty")
-IMAGE_STATUS = Rpc("/runtime.v1.ImageService/ImageStatus", "ImageStatusRequest", "ImageStatusResponse")
+STREAM = Rpc("/containerd.services.streaming.v1.Streaming/Stream", "Any", "Any")
+TRANSFER = Rpc("/containerd.services.transfer.v1.Transfer/Transfer", "TransferRequest", "Empty")
+LIST_STORED = Rpc("/containerd.services.images.v1.Images/List", "ListStoredRequest", "ListStoredResponse")
 LIST_IMAGES = Rpc("/runtime.v1.ImageService/ListImages", "Empty", "ListImagesResponse")
 LIST_PODS = Rpc("/runtime.v1.RuntimeService/ListPodSandbox", "Empty", "ListPodSandboxResponse")
 POD_STATUS = Rpc("/runtime.v1.RuntimeService/PodSandboxStatus", "PodSandboxStatusRequest", "PodSandboxStatusResponse")

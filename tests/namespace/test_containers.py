@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from initd.api.protocol import ApiError, Decoder, Request, Response, encode
-from initd.containers import cri, messages
+from initd.api.protocol import ApiError, Code, Decoder, Request, Response, encode
+from initd.containers import cri
 from initd.containers.client import Containerd
-from initd.containers.images import NAMESPACE, import_images
+from initd.containers.images import import_images
 from rootfs import build
 from rootfs.progress import Progress
 
@@ -140,6 +140,7 @@ def archive(path: Path, name: str = NAME, entrypoint: str = "/pause") -> str:
     }
     entry = blob(json.dumps(manifest).encode(), f"{prefix}.manifest.v1+json")
     entry["annotations"] = {"io.containerd.image.name": name}
+    blobs["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
     blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
     with tarfile.open(path, "w") as tar:
         for file, content in blobs.items():
@@ -157,7 +158,14 @@ def test_images_are_known_to_cri_pinned_and_survive_a_restart(daemon: Daemon) ->
     paths = [archive(daemon.folder / "a.tar"), archive(daemon.folder / "b.tar", OTHER, "/other")]
 
     async def importing(client: Containerd) -> Any:
-        results = await import_images(client, paths)
+        while True:
+            try:
+                results = await import_images(client, paths)
+            except ApiError as error:
+                if error.code is not Code.UNAVAILABLE:  # the old containerd went away in the middle; PID 1 asks again
+                    raise
+            else:
+                break
         return results, await cri.images(client), await cri.pods(client)
 
     async def main() -> tuple[Any, Any]:
@@ -183,44 +191,24 @@ def test_images_are_known_to_cri_pinned_and_survive_a_restart(daemon: Daemon) ->
     assert images[0]["id"] != images[1]["id"]
 
 
-def test_a_name_moves_to_the_new_image(daemon: Daemon) -> None:
-    paths = [archive(daemon.folder / "a.tar"), archive(daemon.folder / "b.tar", NAME, "/newer")]
+def test_what_is_no_archive_is_refused_by_name_and_keeps_no_other_out(daemon: Daemon) -> None:
+    garbage, cut, unnamed = (daemon.folder / f"{name}.tar" for name in ("garbage", "cut", "unnamed"))
+    garbage.write_bytes(b"garbage" * 4096)
+    cut.write_bytes(Path(archive(cut)).read_bytes()[:100_000])
+    paths = [str(daemon.folder / "missing.tar"), str(garbage), str(cut), archive(unnamed, name="")]
     daemon.start()
 
     async def main() -> Any:
         client = Containerd(daemon.socket)
-        for path in paths:
-            await import_images(client, [path])
-        stored = await client.call(messages.GET_IMAGE, {"name": NAME}, {"containerd-namespace": NAMESPACE})
-        listed = await cri.images(client)
-        client.close()
-        return stored.image.target.digest, listed
-
-    digest, listed = run(main())
-    with tarfile.open(paths[1]) as tar:
-        file = tar.extractfile("index.json")
-        assert file is not None
-        assert json.load(file)["manifests"][0]["digest"] == digest
-    assert [image["names"] for image in listed if image["names"]] == [[NAME]]
-
-
-def test_a_wrong_digest_is_refused_by_name(daemon: Daemon) -> None:
-    path = Path(archive(daemon.folder / "a.tar"))
-    data = bytearray(path.read_bytes())
-    start = data.index(bytes(range(256)) * 2)
-    data[start] ^= 1
-    path.write_bytes(data)
-    daemon.start()
-
-    async def main() -> None:
-        client = Containerd(daemon.socket)
         try:
-            await import_images(client, [str(path)])
+            for path in paths:
+                with pytest.raises(ApiError, match=Path(path).name):
+                    await import_images(client, [path, archive(daemon.folder / "a.tar")])
+            return await cri.images(client)
         finally:
             client.close()
 
-    with pytest.raises(ApiError, match=r"Content/Write: .*digest"):
-        run(main())
+    assert [image["names"] for image in run(main())] == [[NAME]]
 
 
 def test_the_worker_answers_over_its_link() -> None:
