@@ -49,7 +49,7 @@ _FOLLOW = Argument("follow", "go on with what comes", default=False, short="f")
 _FORCE = Argument("force", "wait for no service and no pod", default=False)
 
 COMMANDS = (
-    Command("version", "versions of initd, kernel and image", "version", view=views.version),
+    Command("version", "versions of initd, kernel and image", "version", view=views.fields),
     Command("status", "the node: name, address, phase, and why it is not ready", "status", view=views.status),
     Command("services", "state of every service and worker", "services", view=views.services),
     Command(
@@ -70,12 +70,21 @@ COMMANDS = (
         views.log_line, streaming=True,
     ),
     Command("dmesg", "the kernel log", "kernel.log", (_FOLLOW,), views.kernel_record, streaming=True),
-    Command("mounts", "every mount", "mounts", view=views.mounts),
-    Command("processes", "every process", "processes", view=views.processes),
-    Command("links", "network links, their addresses and routes", "links", view=views.links),
+    Command("mounts", "every mount", "mounts", view=views.listing("target type source flags propagation")),
+    Command(
+        "processes", "every process", "processes",
+        view=views.listing("pid parent state resident_bytes cpu_seconds cgroup argv"),
+    ),
+    Command(
+        "links", "network links, their addresses and routes", "links",
+        view=views.listing("name kind up mtu mac addresses routes"),
+    ),
     Command("pods", "pods and their containers", "pods", view=views.pods),
-    Command("images", "container images", "images", view=views.images),
-    Command("disks", "disks and partitions", "disks", view=views.disks),
+    Command("images", "container images", "images", view=views.listing("names size_bytes pinned id")),
+    Command(
+        "disks", "disks and partitions", "disks",
+        view=views.listing("device size_bytes read_only type label partition_label"),
+    ),
     Command("config", "the configuration in force, and where it came from", "config", view=views.config),
     Command("config schema", "the configuration's JSON Schema", "config.schema"),
     Command("boot-times", "the boot's phases as bars, with the critical path", "boot.times", view=views.boot_times),

@@ -1,93 +1,52 @@
-"""Completion scripts for bash, zsh and fish, made from the table of commands."""
+"""Completion for bash, zsh and fish: their scripts ask initctl itself what may come next."""
 
 from __future__ import annotations
 
+from initd.client import vms
 from initd.client.commands import COMMANDS, OTHERS
 
-_GLOBAL = {
-    "socket": "path of the node's socket",
-    "vm": "name of a VM",
-    "url": "unix:///PATH or vsock://CID",
-    "output": "form of the answer",
-}
-_FORMATS = "table json yaml"
-_VMS = "$(command ls ${XDG_RUNTIME_DIR:-/tmp/initd-$(id -u)}/initd/vms 2>/dev/null)"  # as initd.client.vms.directory()
-_FISH_VMS = "(command ls (set -q XDG_RUNTIME_DIR; and echo $XDG_RUNTIME_DIR; or echo /tmp/initd-(id -u))/initd/vms)"
-
-# zsh runs it too (bashcompinit), where names like words and path are taken.
-_BASH = """\
-_initctl() {{
-    local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" typed="" index offers=""
-    case "$previous" in
-        --output) offers="{formats}" ;;
-        --vm) offers="{vms}" ;;
-        --socket) COMPREPLY=($(compgen -f -- "$current")); return ;;
-        --url) return ;;
-        *)
-            for ((index = 1; index < COMP_CWORD; index++)); do
-                case "${{COMP_WORDS[index]}}" in
-                    --socket|--vm|--url|--output) ((index++)) ;;
-                    -*) ;;
-                    *) typed="${{typed:+$typed }}${{COMP_WORDS[index]}}" ;;
-                esac
-            done
-            case "$typed" in
-{cases}
-            esac
-            offers="$offers {options}" ;;
-    esac
-    COMPREPLY=($(compgen -W "$offers" -- "$current"))
-}}
-complete -F _initctl initctl
+ASK = "__complete"  # the word by which a script asks; the words typed so far follow, the last one to be completed
+_VALUES = {"--output": ["table", "json", "yaml"], "--socket": [], "--vm": [], "--url": []}
+_BASH = f"""\
+_initctl() {{ COMPREPLY=($(initctl {ASK} "${{COMP_WORDS[@]:1:COMP_CWORD}}")); }}
+complete -o default -F _initctl initctl
 """
+SCRIPTS = {
+    "bash": _BASH,
+    "zsh": f"#compdef initctl\nautoload -U +X bashcompinit && bashcompinit\n{_BASH}",
+    "fish": f"complete -c initctl -f -a '(initctl {ASK} (commandline -opc)[2..] (commandline -ct))'\n",
+}
 
 
 def script(shell: str) -> str:
     """Return the script for bash, zsh or fish. Raises ValueError for another shell."""
-    match shell:
-        case "bash":
-            return _bash()
-        case "zsh":
-            return f"#compdef initctl\nautoload -U +X bashcompinit && bashcompinit\n{_bash()}"
-        case "fish":
-            return _fish()
-        case _:
-            raise ValueError(f"found shell {shell!r}, expected bash, zsh or fish")
+    if shell not in SCRIPTS:
+        raise ValueError(f"found shell {shell!r}, expected {', '.join(SCRIPTS)}")
+    return SCRIPTS[shell]
 
 
-def offers() -> dict[str, dict[str, str]]:
-    """For the words typed so far, what may come next, with its help. Longer words come first."""
-    table: dict[str, dict[str, str]] = {"": {}}
+def offers(words: list[str]) -> list[str]:
+    """What the last of the words, which may be empty, can become."""
+    *before, current = words or [""]
+    previous = ["", *before][-1]
+    if previous == "--vm":
+        found = [machine["name"] for machine in vms.running()]
+    elif previous in _VALUES:
+        found = _VALUES[previous]
+    else:
+        pairs = zip(["", *before], before, strict=False)
+        typed = [word for last, word in pairs if not word.startswith("-") and last not in _VALUES]
+        found = [*_following(typed), *_VALUES]
+    return [word for word in found if word.startswith(current)]
+
+
+def _following(typed: list[str]) -> list[str]:
+    """The next words of commands that begin with those typed, and the arguments of the one that is typed whole."""
+    found: list[str] = []
     for command in (*COMMANDS, *OTHERS):
-        first, _, second = command.words.partition(" ")
-        table[""].setdefault(first, f"{first} {second}" if second else command.help)
-        if second:
-            table.setdefault(first, {})[second] = command.help
-        arguments = table.setdefault(command.words, {})
-        for argument in command.arguments:
-            arguments.update(dict.fromkeys([*argument.options, *argument.known], argument.help))
-    return dict(sorted(table.items(), key=lambda item: -len(item[0])))
-
-
-def _bash() -> str:
-    cases = []
-    for typed, words in offers().items():
-        pattern = f'"{typed}"|"{typed} "*' if typed else '""'
-        cases.append(f'                {pattern}) offers="{" ".join(words)}" ;;')
-    options = " ".join(f"--{name}" for name in _GLOBAL)
-    return _BASH.format(cases="\n".join(cases), formats=_FORMATS, vms=_VMS, options=options)
-
-
-def _fish() -> str:
-    lines = ["complete -c initctl -f"]
-    for name, text in _GLOBAL.items():
-        values = {"output": f" -a '{_FORMATS}'", "vm": f" -a '{_FISH_VMS}'", "socket": " -F"}.get(name, "")
-        lines.append(f'complete -c initctl -l {name} -r{values} -d "{text}"')
-    for typed, words in offers().items():
-        seen = " && ".join(f"__fish_seen_subcommand_from {word}" for word in typed.split()) or "__fish_use_subcommand"
-        for word, text in words.items():
-            kind = f"-a {word}"
-            if word.startswith("-"):
-                kind = f"-l {word[2:]}" if word.startswith("--") else f"-s {word[1:]}"
-            lines.append(f'complete -c initctl -n "{seen}" {kind} -d "{text}"')
-    return "\n".join([*lines, ""])
+        words = command.words.split()
+        if words[: len(typed)] == typed:
+            found += words[len(typed) : len(typed) + 1]
+        if typed[: len(words)] == words:
+            found += [word for argument in command.arguments for word in (*argument.options, *argument.known)]
+    return list(dict.fromkeys(found))

