@@ -52,7 +52,7 @@ def _tools(cache: Cache, archive: debian.Archive) -> Tools:
         for name in MOUNT_POINTS:
             (target / name).mkdir(exist_ok=True)
 
-    name = key(repr(archive.packages("tools")), HERE / "tools.py")
+    name = key(repr(archive.packages("tools")), *_recipe("tools.py", "unpack.py"))
     return Tools(cache.entry("tools", name, "Debian 13's compilers and image tools, 90 packages", 15, make))
 
 

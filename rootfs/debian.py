@@ -1,7 +1,7 @@
-"""Debian 13 packages: resolved and verified by apt, fetched once, unpacked without maintainer scripts.
+"""Debian 13 packages: resolved, verified and fetched by apt, once.
 
 apt runs in a private directory against the mirror, proxy and keyring of the host's own configuration, so nothing here
-names a mirror. dpkg-deb unpacks, because it needs no root and no second resolver.
+names a mirror.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import os
 import re
 import subprocess
 import urllib.parse
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rootfs.cache import key, run
 from rootfs.progress import BuildError
+from rootfs.unpack import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,10 +42,14 @@ class Package:
     filename: str
 
     @property
+    def architecture(self) -> str:
+        """`amd64` or `all`."""
+        return self.filename.removesuffix(".deb").rpartition("_")[2]
+
+    @property
     def file(self) -> str:
         """The name of the .deb as `apt-get download` writes it."""
-        architecture = self.filename.rpartition("_")[2]
-        return f"{self.name}_{self.version.replace(':', '%3a')}_{architecture}"
+        return f"{self.name}_{self.version.replace(':', '%3a')}_{self.architecture}.deb"
 
 
 def read_list(path: Path) -> list[str]:
@@ -269,18 +273,11 @@ class Archive:
         self.cache.progress.warn("the mirror has moved on: taking what apt verifies now; `make lock` renews the lock")
 
     def unpack(self, tree: str, target: Path) -> None:
-        """Unpack the .debs of `tree` into `target`, which is made, and link /bin and its like into /usr."""
-        target.mkdir(parents=True)
-
-        def extract(package: Package) -> None:
+        """Unpack the .debs of `tree` into `target`, which is made. Raises BuildError."""
+        packages = self.packages(tree)
+        for package in packages:
             deb = self.folder / package.file
             if not _intact(deb, package):
                 deb.unlink(missing_ok=True)
                 raise BuildError(f"{deb} is damaged and was removed", "run the build again, it is fetched anew")
-            run(["dpkg-deb", "--extract", str(deb), str(target)], hint="is the disk full?")
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(extract, self.packages(tree)))
-        for name in ("bin", "sbin", "lib", "lib64"):
-            if not (target / name).is_symlink():
-                (target / name).symlink_to(f"usr/{name}")
+        unpack(packages, self.folder, target)
