@@ -20,8 +20,8 @@ ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"  # x86-64 root, UAPI Discover
 DISK_UUID = "0B0A2C6E-6B1D-4F0E-9E7C-1A2B3C4D5E01"
 PARTITION_UUID = "0B0A2C6E-6B1D-4F0E-9E7C-1A2B3C4D5E02"
 EROFS_UUID = "0B0A2C6E-6B1D-4F0E-9E7C-1A2B3C4D5E03"
-# Chosen by measurement, see the README: of what Debian's kernel reads, the smallest that is built in seconds. It costs
-# the boot most where PID 1 itself waits for it, so what PID 1 reads before containerd's exec stays plain.
+# Chosen by measurement, see the README: of what Debian's kernel reads, the smallest that is written in seconds; lzma is
+# smaller and costs each boot seconds. What PID 1 itself waits for, before containerd's exec, stays plain.
 EROFS_OPTIONS = ("-zzstd,level=3", "-C65536", "-Efragments,ztailpacking")
 PLAIN = (
     "usr/sbin/init$",
@@ -35,6 +35,8 @@ TRIALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lz4hc": (("-zlz4hc",), ()),
     "zstd": (("-zzstd,level=3", "-C65536"), ()),
     "zstd-fragments": (EROFS_OPTIONS, ()),
+    "lzma-fragments": (("-zlzma", *EROFS_OPTIONS[1:]), ()),
+    "lzma-chosen": (("-zlzma", *EROFS_OPTIONS[1:]), PLAIN),
     "chosen": (EROFS_OPTIONS, PLAIN),
 }
 MEBIBYTE = 1 << 20
