@@ -8,8 +8,9 @@ import struct
 from socket import htonl, htons
 from typing import TYPE_CHECKING
 
-from initd.network import bpf, netlink
-from initd.network.bpf import Op
+from initd import bpf
+from initd.bpf import Op
+from initd.network import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -6,8 +6,8 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from initd.network import bpf
-from initd.network.bpf import Op
+from initd import bpf
+from initd.bpf import Op
 from initd.network.packet import BROADCAST, CLIENT_PORT, SERVER_PORT, MalformedError, unwrap, wrap
 
 if TYPE_CHECKING:
