@@ -1,18 +1,18 @@
 """System calls that Python's standard library lacks, typed: the only importer of `initd._native`.
 
 Each function raises OSError whose text names the call and whose filename is the path, or ValueError for text with a NUL
-byte, which C would cut short. PID 1 imports this before it has started anything, so it imports nothing slow itself:
-`dataclasses` alone would cost more than everything here. Behaviour is that of the man page of the same name.
+byte, which C would cut short. PID 1 imports this before it has started anything, so it imports nothing slow itself.
+Behaviour is that of the man page of the same name.
 """
 
 from __future__ import annotations
 
 import os
 from enum import Enum, IntEnum, IntFlag
+from typing import TYPE_CHECKING, NamedTuple
 
 from initd._native import ffi, lib
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
@@ -30,27 +30,19 @@ class MountFlag(IntFlag):
     NOSUID = lib.MS_NOSUID
     NODEV = lib.MS_NODEV
     NOEXEC = lib.MS_NOEXEC
-    SYNCHRONOUS = lib.MS_SYNCHRONOUS
     REMOUNT = lib.MS_REMOUNT
-    NOATIME = lib.MS_NOATIME
-    RELATIME = lib.MS_RELATIME
     BIND = lib.MS_BIND
     MOVE = lib.MS_MOVE
     REC = lib.MS_REC
-    SILENT = lib.MS_SILENT
     PRIVATE = lib.MS_PRIVATE
     SHARED = lib.MS_SHARED
-    SLAVE = lib.MS_SLAVE
-    UNBINDABLE = lib.MS_UNBINDABLE
 
 
 class UmountFlag(IntFlag):
     """Flags of umount2(2)."""
 
     NONE = 0
-    FORCE = lib.MNT_FORCE
     DETACH = lib.MNT_DETACH
-    EXPIRE = lib.MNT_EXPIRE
     NOFOLLOW = lib.UMOUNT_NOFOLLOW
 
 
@@ -72,18 +64,13 @@ class Namespace(IntFlag):
     NET = lib.CLONE_NEWNET
     UTS = lib.CLONE_NEWUTS
     IPC = lib.CLONE_NEWIPC
-    USER = lib.CLONE_NEWUSER
-    CGROUP = lib.CLONE_NEWCGROUP
 
 
 class Prctl(IntEnum):
     """Options of prctl(2) that take one number."""
 
     PDEATHSIG = lib.PR_SET_PDEATHSIG
-    CHILD_SUBREAPER = lib.PR_SET_CHILD_SUBREAPER
-    DUMPABLE = lib.PR_SET_DUMPABLE
     NO_NEW_PRIVS = lib.PR_SET_NO_NEW_PRIVS
-    TIMERSLACK = lib.PR_SET_TIMERSLACK
 
 
 class RebootCommand(IntEnum):
@@ -91,32 +78,30 @@ class RebootCommand(IntEnum):
 
     RESTART = lib.RB_AUTOBOOT
     POWER_OFF = lib.RB_POWER_OFF
-    HALT = lib.RB_HALT_SYSTEM
     CAD_OFF = lib.RB_DISABLE_CAD
-    CAD_ON = lib.RB_ENABLE_CAD
 
 
 class Stage(Enum):
-    """The step at which starting a child failed, in words for an error message."""
+    """The step at which starting a child failed: the C code's number, and words for an error message."""
 
-    CLONE = "clone"
-    CGROUP = "entering cgroup"
-    SESSION = "new session"
-    SIGNALS = "resetting signals"
-    OOM_SCORE = "setting oom_score_adj"
-    LIMITS = "setting resource limits"
-    DESCRIPTORS = "arranging descriptors"
-    WORKING_DIRECTORY = "changing directory"
-    CAPABILITIES = "dropping capabilities"
-    NO_NEW_PRIVS = "setting no_new_privs"
-    EXEC = "exec"
+    CLONE = lib.INITD_CLONE, "clone"
+    CGROUP = lib.INITD_CGROUP, "entering cgroup"
+    SESSION = lib.INITD_SESSION, "new session"
+    SIGNALS = lib.INITD_SIGNALS, "resetting signals"
+    OOM_SCORE = lib.INITD_OOM_SCORE, "setting oom_score_adj"
+    LIMITS = lib.INITD_LIMITS, "setting resource limits"
+    DESCRIPTORS = lib.INITD_DESCRIPTORS, "arranging descriptors"
+    WORKING_DIRECTORY = lib.INITD_WORKING_DIRECTORY, "changing directory"
+    CAPABILITIES = lib.INITD_CAPABILITIES, "dropping capabilities"
+    NO_NEW_PRIVS = lib.INITD_NO_NEW_PRIVS, "setting no_new_privs"
+    EXEC = lib.INITD_EXEC, "exec"
 
 
 class SpawnError(OSError):
     """A child that did not start: errno, the program as filename, and the stage that failed."""
 
     def __init__(self, number: int, program: str, stage: Stage) -> None:
-        super().__init__(number, f"{stage.value}: {os.strerror(number)}", program)
+        super().__init__(number, f"{stage.value[1]}: {os.strerror(number)}", program)
         self.stage = stage
 
     def __str__(self) -> str:
@@ -124,29 +109,7 @@ class SpawnError(OSError):
         return f"{self.filename}: {self.strerror}"
 
 
-class Record:
-    """A value that compares and prints by its slots: what a dataclass does, without importing inspect."""
-
-    __slots__: tuple[str, ...] = ()
-
-    def _values(self) -> tuple[object, ...]:
-        return tuple(getattr(self, name) for name in self.__slots__)
-
-    def __eq__(self, other: object) -> bool:
-        """Equal if of one class with equal values."""
-        return isinstance(other, Record) and type(other) is type(self) and other._values() == self._values()
-
-    def __hash__(self) -> int:
-        """Hash of the values."""
-        return hash(self._values())
-
-    def __repr__(self) -> str:
-        """As the class is called."""
-        fields = ", ".join(f"{name}={value!r}" for name, value in zip(self.__slots__, self._values(), strict=True))
-        return f"{type(self).__name__}({fields})"
-
-
-class Spawn(Record):
+class Spawn(NamedTuple):
     """How to start a child.
 
     argv[0] is the program's path; () forks. `fds` maps the child's numbers to this process's; all others are closed,
@@ -155,68 +118,41 @@ class Spawn(Record):
     `namespaces` holds further ones to create.
     """
 
-    __slots__ = (
-        "argv", "bounding", "cgroup", "cwd", "env", "fds", "namespaces", "no_new_privs", "oom_score_adj", "rlimits",
-    )  # fmt: skip
-
-    def __init__(  # noqa: PLR0913 - a process has this many properties
-        self,
-        argv: tuple[str, ...],
-        env: Mapping[str, str],
-        cgroup: int = -1,
-        fds: Mapping[int, int] | None = None,
-        rlimits: Mapping[int, tuple[int, int]] | None = None,
-        oom_score_adj: int | None = None,
-        bounding: frozenset[int] | None = None,
-        *,
-        no_new_privs: bool = False,
-        cwd: str = "/",
-        namespaces: int = 0,
-    ) -> None:
-        self.argv = argv
-        self.env = env
-        self.cgroup = cgroup
-        self.fds = fds or {}
-        self.rlimits = rlimits or {}
-        self.oom_score_adj = oom_score_adj
-        self.bounding = bounding
-        self.no_new_privs = no_new_privs
-        self.cwd = cwd
-        self.namespaces = namespaces
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cgroup: int = -1
+    fds: Mapping[int, int] = {}
+    rlimits: Mapping[int, tuple[int, int]] = {}
+    oom_score_adj: int | None = None
+    bounding: frozenset[int] | None = None
+    no_new_privs: bool = False
+    cwd: str = "/"
+    namespaces: int = 0
 
 
-class Child(Record):
+class Child(NamedTuple):
     """A started process; its pidfd is close-on-exec and the caller's to close."""
 
-    __slots__ = ("pid", "pidfd")
-
-    def __init__(self, pid: int, pidfd: int) -> None:
-        self.pid = pid
-        self.pidfd = pidfd
+    pid: int
+    pidfd: int
 
 
-class Exit(Record):
+class Exit(NamedTuple):
     """How a child ended: code is CLD_EXITED, CLD_KILLED or CLD_DUMPED; status the exit code or the signal."""
 
-    __slots__ = ("code", "pid", "status", "uid")
-
-    def __init__(self, pid: int, uid: int, code: int, status: int) -> None:
-        self.pid = pid
-        self.uid = uid
-        self.code = code
-        self.status = status
+    pid: int
+    uid: int
+    code: int
+    status: int
 
 
-class SignalInfo(Record):
+class SignalInfo(NamedTuple):
     """A signal read from a signalfd, and who sent it."""
 
-    __slots__ = ("code", "pid", "signo", "uid")
-
-    def __init__(self, signo: int, pid: int, uid: int, code: int) -> None:
-        self.signo = signo
-        self.pid = pid
-        self.uid = uid
-        self.code = code
+    signo: int
+    pid: int
+    uid: int
+    code: int
 
 
 def _text(what: str, value: str) -> bytes:
@@ -293,23 +229,9 @@ def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
     }  # fmt: skip
     child = ffi.new("struct initd_child *")
     if lib.initd_spawn(ffi.new("struct initd_spawn *", raw), child) < 0:
-        raise SpawnError(child.error, spec.argv[0] if spec.argv else "fork", _STAGES[child.stage])
+        stage = next(stage for stage in Stage if stage.value[0] == child.stage)
+        raise SpawnError(child.error, spec.argv[0] if spec.argv else "fork", stage)
     return Child(child.pid, child.pidfd)
-
-
-_STAGES = {
-    lib.INITD_CLONE: Stage.CLONE,
-    lib.INITD_CGROUP: Stage.CGROUP,
-    lib.INITD_SESSION: Stage.SESSION,
-    lib.INITD_SIGNALS: Stage.SIGNALS,
-    lib.INITD_OOM_SCORE: Stage.OOM_SCORE,
-    lib.INITD_LIMITS: Stage.LIMITS,
-    lib.INITD_DESCRIPTORS: Stage.DESCRIPTORS,
-    lib.INITD_WORKING_DIRECTORY: Stage.WORKING_DIRECTORY,
-    lib.INITD_CAPABILITIES: Stage.CAPABILITIES,
-    lib.INITD_NO_NEW_PRIVS: Stage.NO_NEW_PRIVS,
-    lib.INITD_EXEC: Stage.EXEC,
-}
 
 
 def _limit(value: int) -> int:
@@ -326,19 +248,10 @@ def wait_any() -> int | None:
     return None if found is None else found.si_pid
 
 
-def _reap(kind: int, number: int) -> Exit | None:
-    end = os.waitid(kind, number, os.WEXITED | os.WNOHANG)
-    return None if end is None else Exit(end.si_pid, end.si_uid, end.si_code, end.si_status)
-
-
 def wait_pid(pid: int) -> Exit | None:
     """Reap exactly this child; None if it still runs. Raises ChildProcessError if it is no child of this process."""
-    return _reap(os.P_PID, pid)
-
-
-def wait_pidfd(fd: int) -> Exit | None:
-    """Reap the child of this pidfd; None if it still runs. Raises ChildProcessError if it was reaped before."""
-    return _reap(os.P_PIDFD, fd)
+    end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+    return None if end is None else Exit(end.si_pid, end.si_uid, end.si_code, end.si_status)
 
 
 def pidfd_open(pid: int) -> int:
@@ -367,7 +280,7 @@ def read_signal(fd: int) -> SignalInfo | None:
 
 
 def reboot(command: RebootCommand) -> None:
-    """End the system: acts at once and does not sync. Only the CAD commands return."""
+    """End the system: acts at once and does not sync. Only CAD_OFF returns."""
     _checked(lib.reboot(_signed(command)), "reboot")
 
 
@@ -405,11 +318,6 @@ def setns(fd: int, kind: int) -> None:
 def unshare(kinds: Namespace) -> None:
     """Leave the shared namespaces of these kinds for new ones."""
     _checked(lib.unshare(int(kinds)), "unshare")
-
-
-def close_range(first: int, last: int, *, cloexec: bool = False) -> None:
-    """Close the descriptors from first to last, or mark them close-on-exec."""
-    _checked(lib.close_range(first, last, lib.CLOSE_RANGE_CLOEXEC if cloexec else 0), "close_range")
 
 
 def finit_module(path: str, params: str = "") -> None:

@@ -105,11 +105,10 @@ def test_a_running_child_is_waited_for_without_blocking_and_signalled_by_pidfd()
     child = native.spawn(Spawn(("/bin/sleep", "1000"), {}))
     assert native.wait_any() is None
     assert native.wait_pid(child.pid) is None
-    assert native.wait_pidfd(child.pidfd) is None
     other = native.pidfd_open(child.pid)
     native.pidfd_send_signal(other, signal.SIGTERM)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
-    end = native.wait_pidfd(child.pidfd)
+    end = native.wait_pid(child.pid)
     assert end is not None
     assert (end.code, end.status) == (os.CLD_KILLED, signal.SIGTERM)
     with pytest.raises(ProcessLookupError, match="pidfd_send_signal"):
@@ -143,7 +142,7 @@ def test_reboot_ends_a_pid_namespace(command: str, number: int) -> None:
     env = {"PYTHONPATH": os.pathsep.join(filter(None, __import__("sys").path))}
     child = native.spawn(Spawn((python, "-S", "-c", script), env, fds={2: 2}, namespaces=Namespace.PID))
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
-    end = native.wait_pidfd(child.pidfd)
+    end = native.wait_pid(child.pid)
     os.close(child.pidfd)
     assert end is not None
     assert (end.code, end.status) == (os.CLD_KILLED, number)
@@ -225,18 +224,6 @@ def test_openat2_stays_where_resolve_says(tmp_path: Path) -> None:
         assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
     finally:
         os.close(directory)
-
-
-def test_close_range_closes_or_marks() -> None:
-    fds = [os.dup2(0, number, inheritable=True) for number in (700, 701)]
-    native.close_range(700, 700)
-    native.close_range(701, 800, cloexec=True)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fds[0])
-    assert not os.get_inheritable(fds[1])
-    os.close(fds[1])
-    with pytest.raises(OSError, match="close_range: Invalid argument"):
-        native.close_range(5, 4)
 
 
 def test_finit_module_names_what_is_no_module(tmp_path: Path) -> None:

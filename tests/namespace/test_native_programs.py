@@ -87,7 +87,7 @@ def start(*argv: object, namespaces: int = 0) -> native.Child:
 def stop(child: native.Child) -> native.Exit:
     native.pidfd_send_signal(child.pidfd, signal.SIGTERM)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
-    end = native.wait_pidfd(child.pidfd)
+    end = native.wait_pid(child.pid)
     os.close(child.pidfd)
     assert end is not None
     return end

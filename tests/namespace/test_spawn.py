@@ -32,7 +32,7 @@ DEFAULTS = {"PATH": "/usr/bin:/bin"}
 def finish(child: native.Child) -> native.Exit:
     """Wait for the end of a child and reap it."""
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
-    end = native.wait_pidfd(child.pidfd)
+    end = native.wait_pid(child.pid)
     os.close(child.pidfd)
     assert end is not None
     assert end.pid == child.pid
@@ -87,7 +87,7 @@ def test_the_stage_and_errno_of_a_failure_are_reported(options: dict[str, object
     error = failure(**options)
     assert error.stage is stage
     assert error.errno == number
-    assert str(error) == f"{error.filename}: {stage.value}: {os.strerror(number)}"
+    assert str(error) == f"{error.filename}: {stage.value[1]}: {os.strerror(number)}"
     assert native.wait_any() is None, "the child that failed is left as a zombie"
 
 
