@@ -16,12 +16,12 @@ from initd.events import boottime
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping, MutableMapping
+    from collections.abc import Callable, Mapping
 
 # syslog priorities in the facility "daemon" (3). None is below console_loglevel (4): a record that is would be printed
 # by the kernel itself, synchronously, on a slow serial port.
 PRIORITIES = {"debug": 3 << 3 | 7, "info": 3 << 3 | 6, "warning": 3 << 3 | 4, "error": 3 << 3 | 4}
-RECORD_BYTES = 900
+RECORD_BYTES = 900  # the kernel refuses records over about 1 KiB
 EARLY = 1000  # records kept for `configure`, should it never come
 CONSOLE_BYTES = 64 << 10
 COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "debug": "\x1b[2m"}
@@ -32,8 +32,7 @@ class Console:
     """The system console, written without ever waiting for it."""
 
     def __init__(self, path: str = "/dev/console") -> None:
-        self._waiting: deque[bytes] = deque()
-        self._size = 0
+        self._waiting = bytearray()
         self.dropped = 0
         self._told = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,27 +62,21 @@ class Console:
 
     def _put(self, line: str) -> bool:
         data = line.encode(errors="replace") + (b"\r\n" if self.is_terminal else b"\n")
-        if self._size + len(data) > CONSOLE_BYTES:
-            return False
-        self._waiting.append(data)
-        self._size += len(data)
-        return True
+        fits = len(self._waiting) + len(data) <= CONSOLE_BYTES
+        if fits:
+            self._waiting += data
+        return fits
 
     def flush(self) -> None:
         """Write what the console takes now."""
         try:
             while self._waiting:
-                written = os.write(self._fd, self._waiting[0])
-                self._size -= written
-                data = self._waiting.popleft()[written:]
-                if data:
-                    self._waiting.appendleft(data)
+                del self._waiting[: os.write(self._fd, self._waiting)]
         except BlockingIOError:
             pass  # the loop, or the next line, goes on from here
         except OSError:
-            self.dropped += len(self._waiting)  # a console that hangs up loses its lines, not the node
+            self.dropped += self._waiting.count(b"\n")  # a console that hangs up loses its lines, not the node
             self._waiting.clear()
-            self._size = 0
         if self._loop is not None and self._watched != bool(self._waiting):
             self._watched = not self._watched
             if self._watched:
@@ -112,22 +105,26 @@ class _Log:
     def __init__(self) -> None:
         self.console: Console | None = None
         self.early: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=EARLY)
-        self.logger: Any = None
+        self.render: Callable[[None, str, dict[str, Any]], str | bytes] | None = None
         self.kmsg = -1
         self.dropped = 0
 
     def record(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        if self.logger is not None:
-            try:
-                getattr(self.logger, level)(event, **fields)
-            except Exception:  # noqa: BLE001 a value that cannot be written costs its record, not what is being done
-                self.dropped += 1
-            return
-        self.early.append((level, event, fields | {"at": round(boottime(), 6)}))
+        console = self.console if level != "debug" else None
         try:
-            if self.console is not None and level != "debug":
-                self.console.write(human(level, event, fields, colour=self.console.is_terminal))
-        except Exception:  # noqa: BLE001 see above
+            if console is not None and (self.render is None or console.human()):
+                console.write(human(level, event, fields, colour=console.is_terminal))
+            fields = {"at": round(boottime(), 6), **fields}
+            if self.render is None:
+                self.early.append((level, event, fields))
+                return
+            text = str(self.render(None, level, {"event": event, **fields, "level": level}))
+            if console is not None and not console.human():
+                console.write(text)
+            data = text.encode(errors="replace")
+            for start in range(0, len(data), RECORD_BYTES):
+                os.write(self.kmsg, b"<%d>initd: %b" % (PRIORITIES[level], data[start : start + RECORD_BYTES]))
+        except Exception:  # noqa: BLE001 what cannot be written costs its record, not what is being done
             self.dropped += 1
 
 
@@ -142,7 +139,7 @@ def open_console(path: str = "/dev/console") -> Console:
 
 def forked() -> None:
     """In a copy of PID 1: let go of its console and kernel log, whose descriptors are closed there."""
-    _log.console, _log.kmsg, _log.logger = None, -1, None
+    _log.console, _log.kmsg, _log.render = None, -1, None
 
 
 def flush() -> None:
@@ -180,72 +177,20 @@ def exception(event: str, failure: BaseException, **fields: Any) -> None:
 
 
 def configure(form: str = "auto", kmsg: str = "/dev/kmsg") -> None:
-    """Import structlog, send every later record through it, and replay the early ones to the kernel log.
+    """Import structlog, let it render every later record, and replay the early ones to the kernel log.
 
     `form` is the console's: human, json, or auto (human on a terminal).
     """
     import structlog  # noqa: PLC0415 heavy: it imports asyncio
 
-    if _log.kmsg < 0:
-        try:
-            _log.kmsg = os.open(kmsg, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as failure:
-            warning("kernel log not writable", error=str(failure))
+    try:
+        _log.kmsg = os.open(kmsg, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as failure:
+        warning("kernel log not writable", error=str(failure))
     if _log.console is not None:
         _log.console.form = form
-    structlog.configure(
-        processors=[structlog.processors.add_log_level, _stamp, _to_console, structlog.processors.JSONRenderer()],
-        wrapper_class=structlog.BoundLogger,
-        logger_factory=_KernelLog,
-        cache_logger_on_first_use=True,
-    )
-    render = structlog.processors.JSONRenderer()
+    _log.render = structlog.processors.JSONRenderer()
+    console, _log.console = _log.console, None  # which has shown them
     while _log.early:
-        level, event, fields = _log.early.popleft()
-        write_kmsg(PRIORITIES[level], str(render(None, level, {"event": event, **fields, "level": level})))
-    _log.logger = structlog.get_logger()
-
-
-def _stamp(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    record["at"] = round(boottime(), 6)
-    return record
-
-
-def _to_console(_logger: object, method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    console = _log.console
-    if console is not None and method != "debug":
-        fields = {key: value for key, value in record.items() if key not in {"event", "level", "at"}}
-        if console.human():
-            console.write(human(method, str(record["event"]), fields, colour=console.is_terminal))
-        else:
-            import json  # noqa: PLC0415 structlog has imported it by now
-
-            console.write(json.dumps(dict(record), default=repr))
-    return record
-
-
-class _KernelLog:
-    """structlog's last stop: a rendered record into the kernel log."""
-
-    def __init__(self, *_names: object) -> None:
-        self.debug, self.info = self._writer("debug"), self._writer("info")
-        self.warning, self.error = self._writer("warning"), self._writer("error")
-
-    @staticmethod
-    def _writer(level: str) -> Callable[[str], None]:
-        return lambda text: write_kmsg(PRIORITIES[level], text)
-
-
-def write_kmsg(priority: int, text: str) -> None:
-    """One record to the kernel log, in pieces that it accepts (it refuses those over about 1 KiB); never waits."""
-    data = text.encode(errors="replace").replace(b"\n", b" | ")
-    for start in range(0, len(data), RECORD_BYTES):
-        try:
-            os.write(_log.kmsg, b"<%d>initd: %b" % (priority, data[start : start + RECORD_BYTES]))
-        except OSError:
-            _log.dropped += 1
-
-
-def dropped() -> int:
-    """How many kernel log records could not be written so far."""
-    return _log.dropped
+        _log.record(*_log.early.popleft())
+    _log.console = console
