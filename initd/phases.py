@@ -7,7 +7,7 @@ it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from initd import log
 from initd.events import boottime
@@ -15,6 +15,7 @@ from initd.events import boottime
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from initd.api.types import BootPhase
     from initd.node import Node
 
 NOTICEABLE = 0.0005  # seconds of waiting that are worth a name in the boot's times
@@ -48,8 +49,7 @@ class Sequence:
             if any(name in self._pending for name in phase.after):
                 self._pending[phase.name] = None
                 continue
-            rest = self._attempt(phase, boottime())
-            if rest is not None:
+            if (rest := self._attempt(phase, boottime())) is not None:
                 self._pending[phase.name] = rest
 
     async def finish(self) -> None:
@@ -59,24 +59,22 @@ class Sequence:
         done = {name: asyncio.Event() for name in self._pending}
 
         async def complete(phase: Phase, rest: Coroutine[Any, Any, None] | None) -> None:
-            asked = boottime()
-            waited = None
+            asked, waited = boottime(), None
             for name in phase.after:
                 if name in done and not done[name].is_set():
                     waited = name
                     await done[name].wait()
             begun = boottime()
             waited = waited if begun - asked > NOTICEABLE else None
-            try:
-                if rest is None:
-                    rest = self._attempt(phase, begun, waited)
-                if rest is not None:
+            rest = rest or self._attempt(phase, begun, waited)
+            if rest is not None:
+                failure = None
+                try:
                     await rest
-                    self._note(phase, begun, "done", waited=waited)
-            except Exception as failure:  # noqa: BLE001 see _attempt
-                self._fail(phase, begun, failure, waited)
-            finally:
-                done[phase.name].set()
+                except Exception as caught:  # noqa: BLE001 see _attempt
+                    failure = caught
+                self._note(phase, begun, waited, failure)
+            done[phase.name].set()
 
         pending = [phase for phase in self._phases if phase.name in self._pending]
         await asyncio.gather(*(complete(phase, self._pending[phase.name]) for phase in pending))
@@ -85,6 +83,7 @@ class Sequence:
 
     def _attempt(self, phase: Phase, begun: float, waited: str | None = None) -> Coroutine[Any, Any, None] | None:
         """Run a phase's function, note its outcome if that was all of it."""
+        rest, failure = None, None
         try:
             if self._node.phase == "stopping":
                 raise Skipped("the node is stopping")  # noqa: TRY301 noted like any other
@@ -92,45 +91,31 @@ class Sequence:
                 if name in self._failed:
                     raise Skipped(f"{name} was not done")  # noqa: TRY301 noted like any other
             rest = phase.run(self._node)
-        except Exception as failure:  # noqa: BLE001 whatever went wrong: the phase says how bad it is
-            self._fail(phase, begun, failure, waited)
-            return None
+        except Exception as caught:  # noqa: BLE001 whatever went wrong: the phase says how bad it is
+            failure = caught
         if rest is None:
-            self._note(phase, begun, "done", waited=waited)
+            self._note(phase, begun, waited, failure)
         return rest
 
-    def _fail(self, phase: Phase, begun: float, failure: Exception, waited: str | None) -> None:
-        self._failed.add(phase.name)
-        text = str(failure) or type(failure).__name__
-        if isinstance(failure, Skipped):
-            self._note(phase, begun, "skipped", text, waited)
-            return
-        self._node.faults[phase.name] = text
-        self._note(phase, begun, "failed", text, waited)
-        if phase.fatal:
-            log.error(f"maintenance: {phase.name} failed", error=text)
-            self._node.enter("maintenance")
-
-    def _note(
-        self, phase: Phase, begun: float, status: str, error: str | None = None, waited: str | None = None
-    ) -> None:
-        """The outcome of a phase: a log line, an event, an entry in boot.times."""
+    def _note(self, phase: Phase, begun: float, waited: str | None, failure: Exception | None) -> None:
+        """The outcome of a phase: a log line, an event, an entry in boot.times, and what follows from a failure."""
         index, total = self._phases.index(phase) + 1, len(self._phases)
+        status = "done" if failure is None else "skipped" if isinstance(failure, Skipped) else "failed"
+        error = None if failure is None else str(failure) or type(failure).__name__
         milliseconds = round((boottime() - begun) * 1000, 1)
+        outcome = {
+            "name": phase.name, "index": index, "status": status, "milliseconds": milliseconds, "waited_for": waited,
+            "error": error,
+        }  # fmt: skip
         fields = {} if error is None else {"error" if status == "failed" else "reason": error}
         log.info(f"phase {index}/{total} {phase.name}: {status}, {milliseconds:.0f} ms", **fields)
-        self._node.events.emit(
-            "phase", name=phase.name, index=index, total=total, status=status, milliseconds=milliseconds,
-            waited_for=waited, error=error,
-        )  # fmt: skip
-        self._node.boot_phases.append(
-            {
-                "name": phase.name,
-                "index": index,
-                "start": round(begun - self._node.exec_at, 6),
-                "milliseconds": milliseconds,
-                "waited_for": waited,
-                "status": status,
-                "error": error,
-            }
-        )
+        self._node.events.emit("phase", total=total, **outcome)
+        start = round(begun - self._node.exec_at, 6)
+        self._node.boot_phases.append(cast("BootPhase", {**outcome, "start": start}))
+        if error is not None:
+            self._failed.add(phase.name)
+        if error is not None and status == "failed":
+            self._node.faults[phase.name] = error
+            if phase.fatal:
+                log.error(f"maintenance: {phase.name} failed", error=error)
+                self._node.enter("maintenance")
