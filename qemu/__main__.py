@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from initd.api.protocol import ApiError
 from initd.client import live, vms
 from qemu.errors import HarnessError
-from qemu.machine import Files, Machine
+from qemu.image import Files
+from qemu.machine import Machine
 from qemu.report import Report
 from qemu.until import condition
 

@@ -22,6 +22,7 @@ class Journal:
         self._changed = threading.Condition()
         self._boots: list[list[Mapping[str, Any]]] = [[]]
         self._boot_id = ""  # of the last boot that answered
+        self._count = 0  # boots that answered
         self._answering = False  # False from a reset on until a node answers
         self._stopped = ""
 
@@ -33,6 +34,7 @@ class Journal:
                 if self._boots[-1]:
                     self._boots.append([])
                 self._boot_id = version["boot_id"]
+                self._count += 1
             self._answering = True
             self._changed.notify_all()
             return self.last_seq
@@ -70,6 +72,11 @@ class Journal:
     def boot_id(self) -> str:
         """The boot that answered last, "" if none did."""
         return self._boot_id
+
+    @property
+    def boots(self) -> int:
+        """How many boots answered, whether they said anything or not."""
+        return self._count
 
     def history(self) -> list[list[Mapping[str, Any]]]:
         """Return the events of every boot that said something."""

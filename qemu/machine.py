@@ -9,14 +9,14 @@ import os
 import shutil
 import socket
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from initd.client import vms
 from initd.client.connection import Client
 from qemu import accel, arguments, disks
 from qemu.bridge import Bridge
 from qemu.errors import HarnessError, MachineStoppedError, MachineTimeoutError
+from qemu.image import built
 from qemu.journal import Journal
 from qemu.net import Network, forwards
 from qemu.process import Process
@@ -30,30 +30,10 @@ if TYPE_CHECKING:
 
     from initd.api.types import VersionInfo
     from qemu.disks import Disk
+    from qemu.image import Bootable
 
 QEMU = "qemu-system-x86_64"
-_FIRMWARE_RESET = 0.5  # seconds
 _TAIL = 3000  # characters of console that explain a failure
-
-
-class Bootable(Protocol):
-    """What a machine boots; rootfs.build.Image is one."""
-
-    @property
-    def kernel(self) -> Path: ...
-    @property
-    def initramfs(self) -> Path | None: ...
-    @property
-    def disk(self) -> Path | None: ...
-
-
-@dataclass(frozen=True)
-class Files:
-    """A kernel, and what else it needs, from explicit paths."""
-
-    kernel: Path
-    initramfs: Path | None = None
-    disk: Path | None = None
 
 
 class Machine:
@@ -80,8 +60,6 @@ class Machine:
     ) -> None:
         self.name = name
         self.journal = Journal()
-        self.resets = 0  # how often the machine was reset, by the guest or from outside
-        self._last_reset = 0.0
         self._image = image
         self._config = config
         self._memory = memory
@@ -323,6 +301,11 @@ class Machine:
         """The number of the last event so far: wait_for(..., since=last_seq) waits for what comes after now."""
         return self.journal.last_seq
 
+    @property
+    def boots(self) -> int:
+        """How many boots answered so far. A kernel that failed before PID 1 could answer is none."""
+        return self.journal.boots
+
     def wait_api(self, timeout: float = 60.0) -> VersionInfo:
         """Wait until the node answers on its API channel, in whatever state it is; return who answers."""
         with self._explained():
@@ -349,20 +332,13 @@ class Machine:
 
     def _on_qmp(self, event: Mapping[str, Any]) -> None:
         match event:
-            case {"event": "RESET", "timestamp": {"seconds": int(seconds), "microseconds": int(microseconds)}}:
-                self._count_reset(seconds + microseconds / 1e6)
+            case {"event": "RESET"}:
                 self.journal.reset()
                 self._bridge.lost()
             case {"event": "VSERPORT_CHANGE", "data": {"id": "api", "open": False}}:
                 self._bridge.lost()
             case {"event": "VSERPORT_CHANGE", "data": {"id": "api", "open": True}}:
                 self._bridge.opened()
-
-    def _count_reset(self, now: float) -> None:
-        # The firmware answers a reset with one more of its own at once; no guest resets a machine this soon.
-        if now - self._last_reset > _FIRMWARE_RESET:
-            self.resets += 1
-        self._last_reset = now
 
     def _exited(self, status: int) -> None:
         self.journal.stop(f"machine {self.name}: QEMU ended with status {status}")
@@ -385,18 +361,6 @@ class Machine:
 def disks_folder(name: str) -> Path:
     """Return where a machine's new disks live."""
     return disks.cache() / "vms" / name
-
-
-def built() -> Bootable:
-    """Return the image of this tree, built if it is not in the cache. Raises HarnessError."""
-    # Not there when only the package is installed, and not needed by whoever gives an image.
-    from rootfs import build  # noqa: PLC0415
-    from rootfs.progress import BuildError, Progress  # noqa: PLC0415
-
-    try:
-        return build.image(Progress())
-    except BuildError as error:
-        raise HarnessError(error.message, error.hint) from error
 
 
 def _lock(path: Path) -> int | None:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from qemu.machine import Bootable, Machine, built
+from qemu.image import Bootable, built
+from qemu.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qemu.errors import HarnessError
-from qemu.machine import Bootable, built
+from qemu.image import Bootable, built
 from tests.bench import api, report, rest
 from tests.bench.boots import CONTENDERS, Bench
 from tests.bench.parse import partition_bytes

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from initd.config.kubelet import files
 from initd.config.schema import parse
 from qemu.errors import HarnessError
-from qemu.machine import Bootable, Files, Machine
+from qemu.image import Bootable, Files
+from qemu.machine import Machine
 from qemu.net import Network
 from rootfs.initramfs import cpio
 from tests.bench.parse import console_marks, memory_total, start_time

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from qemu.errors import HarnessError
-from qemu.machine import Bootable, Machine
+from qemu.machine import Machine
 from qemu.net import Network
 from tests.bench.boots import wait, web_pod
 from tests.bench.parse import Use, use
@@ -18,6 +18,8 @@ from tests.vm.conftest import Probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from qemu.image import Bootable
 
 _SAMPLE = 10.0  # seconds between two looks at the memory
 PID_1 = "PID 1"

@@ -80,6 +80,16 @@ def test_the_same_boot_goes_on_where_it_was(journal: Journal) -> None:
     journal.event(phase(1))
     assert journal.answered(version("one")) == 1
     assert len(journal.history()) == 1
+    assert journal.boots == 1
+
+
+def test_a_boot_counts_once_it_answers(journal: Journal) -> None:
+    journal.reset()  # of a kernel that then fails before its PID 1 speaks,
+    journal.reset()  # and restarts
+    assert journal.boots == 1
+    journal.answered(version("two"))  # and says nothing
+    journal.answered(version("three"))
+    assert journal.boots == 3
 
 
 def test_an_iterator_goes_on_into_the_next_boot(journal: Journal) -> None:

@@ -1,0 +1,43 @@
+"""What a machine boots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from qemu.errors import HarnessError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Bootable(Protocol):
+    """What a machine boots; rootfs.build.Image is one."""
+
+    @property
+    def kernel(self) -> Path: ...
+    @property
+    def initramfs(self) -> Path | None: ...
+    @property
+    def disk(self) -> Path | None: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """A kernel, and what else it needs, from explicit paths."""
+
+    kernel: Path
+    initramfs: Path | None = None
+    disk: Path | None = None
+
+
+def built() -> Bootable:
+    """Return the image of this tree, built if it is not in the cache. Raises HarnessError."""
+    # Not there when only the package is installed, and not needed by whoever gives an image.
+    from rootfs import build  # noqa: PLC0415
+    from rootfs.progress import BuildError, Progress  # noqa: PLC0415
+
+    try:
+        return build.image(Progress())
+    except BuildError as error:
+        raise HarnessError(error.message, error.hint) from error
