@@ -28,7 +28,6 @@ MIB = 1 << 20
 SETTLE_SECONDS = 60.0
 IMPORT_SECONDS = 120.0
 IMPORT_ATTEMPTS = 5
-IDLE_SECONDS = 20.0
 API_SOCKET = "/run/initd/api.sock"
 IMAGES = "/usr/share/initd/images"
 BACKLOG = 128
@@ -125,11 +124,11 @@ def start_network(node: Node) -> None:
 def start_workers(node: Node) -> None:
     """Start the other workers, which nothing that the kubelet needs to start waits for."""
     _start_worker(node, "devices", 64 * MIB)
-    _start_worker(node, "containers", 128 * MIB, IDLE_SECONDS)
+    _start_worker(node, "containers", 128 * MIB)
 
 
-def _start_worker(node: Node, name: str, memory_max: int, idle_seconds: float = 0.0) -> None:
-    node.workers[name] = Worker(spec(name, memory_max), node.events, node.reaper, idle_seconds)
+def _start_worker(node: Node, name: str, memory_max: int) -> None:
+    node.workers[name] = Worker(spec(name, memory_max), node.events, node.reaper)
     node.workers[name].start("boot")
 
 

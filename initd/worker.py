@@ -3,6 +3,9 @@
 A worker is forked by PID 1, so that both share what both have imported, with one end of a stream socketpair as
 descriptor 3, on which both speak initd.api.protocol. Its log goes to standard error, one JSON object a line with the
 keys event and level. It ends when PID 1 closes its end.
+
+One that has nothing to do offers to end (`Rest`): PID 1 then watches the descriptors that it hands over, and starts it
+again when one is readable, at its time, or for a call. It gets the descriptors back, with what is still to be read.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import socket
 import sys
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import structlog
 
@@ -27,16 +30,29 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 LINK_FD = 3
+QUIET_SECONDS = 20.0
 WORKERS = ("network", "devices", "containers")
 _READ_SIZE = 1 << 16
 
 log = structlog.get_logger()
 
 
-class Link:
-    """The worker's side of the socketpair; fd is owned by it from then on."""
+class Rest(NamedTuple):
+    """Terms on which a worker ends: in how many seconds it is needed next (None: never), what wakes it before."""
 
-    def __init__(self, fd: int = LINK_FD) -> None:
+    wake_after: float | None
+    descriptors: list[int]
+
+
+class Link:
+    """The worker's side of the socketpair; fd is owned by it from then on. `kept` are the descriptors that an earlier
+    process handed over, in its order: whoever takes one removes it.
+    """
+
+    def __init__(self, fd: int = LINK_FD, kept: int = 0) -> None:
+        self.kept = list(range(fd + 1, fd + 1 + kept))
+        self._received = 0
+        self._busy = True
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._handlers: dict[str, Callable[..., Awaitable[object]]] = {}
@@ -48,13 +64,22 @@ class Link:
         self._handlers[method] = handler
 
     async def notify(self, method: str, *params: object) -> None:
-        """Tell PID 1 something. Waits while PID 1 does not read; raises OSError when it has closed its end."""
+        """Tell PID 1 something. Waits while PID 1 does not read."""
         await self._send(encode(Notification(method, list(params))))
 
-    async def serve(self) -> None:
-        """Answer PID 1 until it closes its end, requests side by side. Raises ProtocolError if it talks nonsense."""
+    def touch(self) -> None:
+        """There was something to do: not a moment to rest."""
+        self._busy = True
+
+    async def serve(self, rest: Callable[[], Rest | None] = lambda: Rest(None, [])) -> None:
+        """Answer PID 1 until it closes its end, requests side by side. Raises ProtocolError if it talks nonsense.
+
+        When nothing was to be done for QUIET_SECONDS, `rest` says on what terms the worker may end, or None if it must
+        stay.
+        """
         loop = asyncio.get_running_loop()
         decoder = Decoder()
+        resting = asyncio.create_task(self._rest(rest))
         try:
             with suppress(ConnectionError):  # PID 1 may close with something unread: an end like any other
                 while data := await loop.sock_recv(self._socket, _READ_SIZE):
@@ -62,12 +87,26 @@ class Link:
                         if not isinstance(message, Response):
                             self._start(message)
         finally:
-            for task in self._running:
+            tasks = [resting, *self._running]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._socket.close()
 
+    async def _rest(self, rest: Callable[[], Rest | None]) -> None:
+        while True:
+            await asyncio.sleep(QUIET_SECONDS)
+            if not self._busy and not self._running and (terms := rest()) is not None:
+                frame = encode(
+                    Notification("idle", [self._received, terms.wake_after])
+                )  # too short to be sent in parts
+                with suppress(OSError):  # PID 1 does not read now: the offer is made again
+                    socket.send_fds(self._socket, [frame], terms.descriptors)
+            self._busy = False
+
     def _start(self, message: Request | Notification) -> None:
+        self._received += 1
+        self.touch()
         task = asyncio.create_task(self._answer(message))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -88,8 +127,7 @@ class Link:
             if error:
                 log.warning("notification not handled", method=message.method, error=str(error))
             return
-        with suppress(OSError):  # PID 1 is gone, as serve() is about to see
-            await self._send(encode(Response(message.msgid, error and error.to_wire(), result)))
+        await self._send(encode(Response(message.msgid, error and error.to_wire(), result)))
 
     async def _send(self, data: bytes) -> None:
         # Neither another frame nor the cancellation of who sends it may cut a frame: PID 1 could read no further.
@@ -97,7 +135,8 @@ class Link:
 
     async def _send_whole(self, data: bytes) -> None:
         async with self._sending:
-            await asyncio.get_running_loop().sock_sendall(self._socket, data)
+            with suppress(OSError):  # PID 1 has closed its end, as serve() is about to see
+                await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
 
 def configure_log() -> None:
@@ -122,21 +161,21 @@ class _Forward(logging.Handler):
         write(record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
-def main(name: str) -> int:
-    """Run the worker initd.NAME until PID 1 closes its end; return an exit status."""
+def main(name: str, kept: int = 0) -> int:
+    """Run the worker initd.NAME until PID 1 closes its end; return an exit status. `kept`: see `Link`."""
     configure_log()
     if name not in WORKERS:
         log.error("no such worker", found=name, expected=WORKERS)
         return 2
     try:
-        asyncio.run(_serve(name))
+        asyncio.run(_serve(name, kept))
     except Exception:  # PID 1 starts it again; the reason must be one record of the log, not loose lines
         log.exception("worker failed", worker=name)
         return 1
     return 0
 
 
-def run_forked(name: str) -> NoReturn:
+def run_forked(name: str, kept: int) -> NoReturn:
     """Be the worker `name` in a copy of PID 1, and end with it: never return into what was PID 1's doing."""
     status = 1
     try:
@@ -146,13 +185,13 @@ def run_forked(name: str) -> NoReturn:
         initd_log.forked()
         with open("/proc/self/comm", "w", encoding="ascii") as file:
             file.write(f"initd-{name}")
-        status = main(name)
+        status = main(name, kept)
     except BaseException:  # noqa: BLE001 whatever it is, it must not go up into PID 1's stack
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-async def _serve(name: str) -> None:
+async def _serve(name: str, kept: int) -> None:
     worker = importlib.import_module(f"initd.{name}.worker")
-    await worker.serve(Link())
+    await worker.serve(Link(kept=kept))

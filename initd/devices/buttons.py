@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
-from typing import TYPE_CHECKING
 
 from initd.devices.aliases import entries, read
-from initd.devices.uevents import readable
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 KEY_POWER = 116
 EV_KEY = 1
@@ -36,26 +32,18 @@ def find(sysfs: str = "/sys") -> list[str]:
     ]
 
 
-async def watch(path: str, pressed: Callable[[], Awaitable[None]]) -> None:
-    """Await `pressed` at each press of the power key, until the device at `path` goes away.
+def open_button(name: str) -> int:
+    """Return a descriptor that hears of the presses from now on. Raises OSError."""
+    return os.open(f"/dev/input/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    Raises OSError if it cannot be opened.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+def was_pressed(fd: int) -> bool:
+    """Whether the power key went down since the last look. Raises OSError once the device is gone."""
     try:
-        while True:
-            await readable(fd)
-            try:
-                data = os.read(fd, 64 * INPUT_EVENT.size)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return  # ENODEV: unplugged
-            if not data:
-                return
-            whole = len(data) - len(data) % INPUT_EVENT.size
-            for *_, kind, code, value in INPUT_EVENT.iter_unpack(data[:whole]):
-                if (kind, code, value) == (EV_KEY, KEY_POWER, PRESSED):
-                    await pressed()
-    finally:
-        os.close(fd)
+        data = os.read(fd, 64 * INPUT_EVENT.size)
+    except BlockingIOError:
+        return False
+    if not data:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    whole = len(data) - len(data) % INPUT_EVENT.size
+    return any(event[2:] == (EV_KEY, KEY_POWER, PRESSED) for event in INPUT_EVENT.iter_unpack(data[:whole]))

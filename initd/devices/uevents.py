@@ -21,9 +21,36 @@ _found = sys.modules.setdefault("ctypes.util", _finder)
 
 import pyudev  # noqa: E402
 
+from initd import bpf  # noqa: E402
+from initd.bpf import Op  # noqa: E402
+
 if _found is _finder:
     del sys.modules["ctypes.util"]  # whoever else imports it gets the real one
 
+# A uevent is "ACTION@/devices/...". Devices that are no hardware, such as the veth pairs of pods, wake nobody.
+_ACTION_LENGTHS = (3, 4, 6, 7)  # add, bind or move, change or remove or unbind or online, offline
+_HARDWARE_ONLY = bpf.assemble(
+    [
+        *(
+            line
+            for at in _ACTION_LENGTHS
+            for line in (
+                Op(bpf.LOAD_BYTE, at),
+                Op(bpf.EQUAL, ord("@"), false=f"not {at}"),
+                Op(bpf.LOAD_WORD, at + 1),
+                Op(bpf.EQUAL, int.from_bytes(b"/dev"), false="drop"),
+                Op(bpf.LOAD_WORD, at + 9),
+                Op(bpf.EQUAL, int.from_bytes(b"/vir"), true="drop", false="take"),
+                f"not {at}",
+            )
+        ),
+        "take",
+        Op(bpf.RETURN, 0xFFFFFFFF),
+        "drop",
+        Op(bpf.RETURN, 0),
+    ]
+)
+_LONGEST = 8192  # bytes of a uevent; the kernel's buffer for one has 2048
 RECEIVE_BUFFER = 4 << 20  # bytes; loading a module can take longer than the default buffer's 200 uevents
 
 
@@ -43,13 +70,18 @@ class Uevent:
 
 
 class Uevents:
-    """A socket on which uevents arrive from the moment on that this is made. Raises OSError."""
+    """A socket on which hardware's uevents arrive from the moment on that this is made. Raises OSError."""
 
     def __init__(self, buffer: int = RECEIVE_BUFFER) -> None:
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "kernel")
         self._monitor.set_receive_buffer_size(buffer)
         self._monitor.start()
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
+        bpf.attach(self._socket, _HARDWARE_ONLY)
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Stop listening; the monitor's own descriptor goes with the object."""
@@ -80,6 +112,34 @@ class Uevents:
             if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise UeventsLostError from error
             raise
+
+
+def kept(fd: int) -> Iterator[Uevent]:
+    """Those that wait in the socket of an earlier process, which libudev cannot adopt: as many as were not lost. Closes
+    fd.
+    """
+    with socket.socket(fileno=fd) as kernel:
+        while True:
+            try:
+                data, (port, _groups) = kernel.recvfrom(_LONGEST)
+            except OSError:
+                return
+            if port == 0:  # from the kernel
+                yield _parse(data)
+
+
+def _parse(data: bytes) -> Uevent:
+    """A uevent as the kernel sends it: a first line, then KEY=VALUE, a NUL after each (Linux lib/kobject_uevent.c)."""
+    lines = data.decode("utf-8", "replace").split("\0")
+    values = dict(line.split("=", 1) for line in lines[1:] if "=" in line)
+    name = values.get("DEVNAME")
+    return Uevent(
+        action=values.get("ACTION", ""),
+        subsystem=values.get("SUBSYSTEM", ""),
+        devpath=values.get("DEVPATH", ""),
+        devname=f"/dev/{name}" if name else values.get("INTERFACE"),
+        modalias=values.get("MODALIAS", ""),
+    )
 
 
 async def readable(fd: int) -> None:

@@ -1,21 +1,24 @@
 """The devices worker: loads the modules that the hardware asks for, and tells PID 1 of devices and the power button.
 
-It sleeps in the kernel's uevent socket and the power buttons' devices, and polls nothing.
+It sleeps in the kernel's uevent socket and the power buttons' devices, polls nothing, and ends when both are quiet.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from structlog import get_logger
 
 from initd import native
 from initd.api.protocol import ApiError, Code
-from initd.devices import aliases, buttons
+from initd.devices import aliases, buttons, uevents
 from initd.devices.disks import disks
-from initd.devices.uevents import Uevent, Uevents, UeventsLostError
+from initd.devices.uevents import Uevent, Uevents, UeventsLostError, readable
+from initd.worker import Rest
 
 if TYPE_CHECKING:
     from initd.api.types import DiskInfo
@@ -51,7 +54,7 @@ async def serve(link: Link) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             hotplug = group.create_task(devices.run(group))
-            await link.serve()
+            await link.serve(devices.rest)
             hotplug.cancel()
             devices.stop()
     finally:
@@ -65,7 +68,8 @@ class Devices:
         self._link = link
         self._uevents = Uevents()  # before the walk: what appears during it must not be missed
         self._tried: set[str] = set()
-        self._buttons: dict[str, asyncio.Task[None]] = {}
+        self._buttons: dict[str, int] = {}
+        self._watches: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """Hear of no more uevents."""
@@ -73,15 +77,33 @@ class Devices:
 
     def stop(self) -> None:
         """Stop watching the buttons."""
-        for task in list(self._buttons.values()):
+        for task in self._watches:
             task.cancel()
+
+    def rest(self) -> Rest:
+        """Uevents and buttons are heard by PID 1 as well."""
+        return Rest(None, [self._uevents.fileno(), *self._buttons.values()])
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Coldplug, then take uevents as they come, for ever."""
+        self._watch_buttons(group)
+        await self._take_kept(group)
         await self._coldplug(group)
         while True:
             await self._uevents.wait()
             await self._take_uevents(group)
+
+    async def _take_kept(self, group: asyncio.TaskGroup) -> None:
+        """What woke this process: uevents and presses that are still to be read."""
+        for fd in self._link.kept[1:]:
+            with suppress(OSError):
+                if buttons.was_pressed(fd):
+                    await self._pressed(os.readlink(f"/proc/self/fd/{fd}"))
+            os.close(fd)
+        for fd in self._link.kept[:1]:
+            for event in uevents.kept(fd):
+                await self._take(event, group)
+        self._link.kept.clear()
 
     async def _coldplug(self, group: asyncio.TaskGroup) -> None:
         """Walk sysfs until it asks for nothing new: a bus that a module drives shows its devices only then."""
@@ -106,6 +128,7 @@ class Devices:
             await self._coldplug(group)
 
     async def _take(self, event: Uevent, group: asyncio.TaskGroup) -> None:
+        self._link.touch()
         if event.action in ("add", "bind") and event.modalias:
             self._load(event.modalias)
         if event.subsystem == "input":
@@ -119,6 +142,7 @@ class Devices:
         if alias in self._tried:
             return 0
         self._tried.add(alias)
+        self._link.touch()
         try:
             return len(native.load_module(alias))
         except OSError as error:
@@ -128,17 +152,29 @@ class Devices:
 
     def _watch_buttons(self, group: asyncio.TaskGroup) -> None:
         for name in buttons.find():
-            if name not in self._buttons:
-                self._buttons[name] = group.create_task(self._watch_button(name))
+            if name in self._buttons:
+                continue
+            try:
+                self._buttons[name] = buttons.open_button(name)
+            except OSError as error:
+                log.warning("power button not watched", device=name, error=error.strerror)
+                continue
+            task = group.create_task(self._watch_button(name, self._buttons[name]))
+            self._watches.add(task)
+            task.add_done_callback(self._watches.discard)
 
-    async def _watch_button(self, name: str) -> None:
-        async def pressed() -> None:
-            log.info("power button pressed", device=name)
-            await self._link.notify("power_button")
-
+    async def _watch_button(self, name: str, fd: int) -> None:
         try:
-            await buttons.watch(f"/dev/input/{name}", pressed)
-        except OSError as error:
-            log.warning("power button not watched", device=name, error=error.strerror)
+            while True:
+                await readable(fd)
+                if buttons.was_pressed(fd):
+                    await self._pressed(name)
+        except OSError:
+            pass  # unplugged
         finally:
-            self._buttons.pop(name, None)
+            del self._buttons[name]
+            os.close(fd)
+
+    async def _pressed(self, name: str) -> None:
+        log.info("power button pressed", device=name)
+        await self._link.notify("power_button")

@@ -103,6 +103,13 @@ class Client:
         self._drop_expired(now)
         return self._enter(State.REBOOTING if self.lease else State.SELECTING, now)
 
+    def resume(self, now: float) -> bool:
+        """The link has had carrier since the lease was granted. Whether it still holds, so that nothing is to be asked."""
+        if self._drop_expired(now) or self.lease is None:
+            return False
+        self._bind(self.lease)
+        return True
+
     def stop(self) -> None:
         """The link has no carrier."""
         self.state = State.INIT

@@ -47,9 +47,11 @@ class Managed:
         """What the link should have now."""
         return wanted(self.interface, self.lease, self.link.index)
 
-    def start(self) -> None:
-        """Bring the link up and ask for a lease, before anything is read: this is on the boot's critical path."""
-        if self.link.running:
+    def start(self, *, certain: bool = False) -> None:
+        """Bring the link up and ask for a lease, before anything is read: this is on the boot's critical path. certain:
+        a lease that was handed over needs no question.
+        """
+        if self.link.running and not (certain and self.client and self.client.resume(boottime())):
             self._carrier(running=True)
         elif not self.link.up:
             self._apply(SetLink(self.interface.mtu))

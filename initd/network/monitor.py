@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 from socket import htonl, htons
@@ -24,9 +25,12 @@ _MOST_LINKS = 60  # more links than this and the jumps would not fit their byte
 
 
 class Monitor:
-    """The socket that hears them."""
+    """The socket that hears them: that of an earlier process, given as a descriptor, or a new one."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int | None = None) -> None:
+        if kept is not None:
+            self.socket = socket.socket(fileno=kept)
+            return
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         self.socket.bind((0, _GROUPS))
@@ -34,6 +38,10 @@ class Monitor:
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()
+
+    def has_news(self) -> bool:
+        """Whether there is something to read."""
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def narrow(self, indexes: Collection[int], port: int, *, awaiting: bool) -> None:
         """Hear only of the links with these indexes and of new ones: physical ones, or any if a link that the

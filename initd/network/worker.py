@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from initd.network.managed import Managed, link_info, resumed
 from initd.network.monitor import Monitor
-from initd.network.netlink import LOOPBACK, Netlink
+from initd.network.netlink import LOOPBACK, Netlink, boottime
 from initd.network.plan import Interface, Link
+from initd.worker import Rest
 
 if TYPE_CHECKING:
     from initd.api.types import LeaseInfo, NetworkState
@@ -26,9 +27,11 @@ _LOOPBACK = Interface(name="lo")
 class Network:
     """Every link that is owned, by index, and the state made of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int | None = None) -> None:
         self.changed = asyncio.Event()
-        self._monitor = Monitor()  # first, so that nothing happens unheard between the first look and the first news
+        # First, so that nothing happens unheard between the first look and the first news.
+        self._monitor = Monitor(kept)
+        self._certain = kept is not None and not self._monitor.has_news()
         self._netlink = Netlink()
         self._managed: dict[int, Managed] = {}
         self._interfaces: tuple[Interface, ...] = ()
@@ -44,7 +47,9 @@ class Network:
         self._netlink.close()
 
     async def configure(self, config: dict[str, Any], lease: LeaseInfo | None = None) -> bool:
-        """Take a (new) configuration; a lease from an earlier process is asked for again instead of a new one."""
+        """Take a (new) configuration. A lease from an earlier process is asked for again instead of a new one; there is
+        nothing to ask if that process rested and no link has changed since.
+        """
         self._config = config
         self._interfaces = tuple(Interface.parse(table) for table in config.get("interfaces", ())) or _DEFAULT
         for index, managed in list(self._managed.items()):
@@ -82,6 +87,15 @@ class Network:
             "lease": next((managed.lease_info for managed in configured if managed.lease), None),
         }
 
+    def rest(self) -> Rest | None:
+        """PID 1 hears what the kernel has to say of our links; it can hand one lease back, so more keep us here."""
+        clients = [managed.client for managed in self._managed.values() if managed.client]
+        if not self._managed or any(c.listening for c in clients) or sum(c.lease is not None for c in clients) > 1:
+            return None
+        deadlines = [client.deadline for client in clients if client.deadline is not None]
+        wake_after = max(0.0, min(deadlines) - boottime()) if deadlines else None
+        return Rest(wake_after, [self._monitor.socket.fileno()])
+
     def _order(self, managed: Managed) -> tuple[int, int]:
         """As the configuration lists them, several for one entry by index."""
         known = managed.interface in self._interfaces
@@ -103,6 +117,7 @@ class Network:
             self._take(link, leases.get(link.name))
             if link.index in self._managed:
                 self._managed[link.index].reconcile()
+        self._certain = False
         self._narrow()
         self.changed.set()
 
@@ -119,7 +134,7 @@ class Network:
         elif interface:
             managed = Managed(self._netlink, link, interface, old, self.changed)
             self._managed[link.index] = managed
-            managed.start()
+            managed.start(certain=self._certain)
 
     def _narrow(self) -> None:
         present = {managed.interface for managed in self._managed.values()}
@@ -157,8 +172,7 @@ async def _publish(network: Network, connection: Connection) -> None:
         state = network.summary()
         if state != told:
             told = state
-            with suppress(OSError):  # PID 1 has closed its end, as the connection's own loop is about to see
-                await connection.notify("state", state)
+            await connection.notify("state", state)
 
 
 async def serve(link: Connection) -> None:
@@ -171,10 +185,14 @@ async def serve(link: Connection) -> None:
             failed.set_exception(context.get("exception") or RuntimeError(context["message"]))
 
     loop.set_exception_handler(fail)
-    with closing(Network()) as network:
+    with closing(Network(link.kept.pop() if link.kept else None)) as network:
         link.handle("configure", network.configure)
         link.handle("state", network.state)
-        tasks = {asyncio.ensure_future(link.serve()), asyncio.ensure_future(_publish(network, link)), failed}
+        tasks = {
+            asyncio.ensure_future(link.serve(network.rest)),
+            asyncio.ensure_future(_publish(network, link)),
+            failed,
+        }
         done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()

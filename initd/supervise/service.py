@@ -187,7 +187,7 @@ class Service:
     def _spawn(self) -> None:
         self._failed_spawn = self._ready_at = None
         again, self._spawned = self._spawned, True
-        self.restarts += again
+        self.restarts += again and self.state is not State.DOWN  # to wake what rests is not to restart it
         cgroup = null = -1
         try:
             self._make_cgroup(again=again)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
+import os
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socketpair,
+)
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from initd import log
+from initd.events import boottime
 from initd.supervise.service import Service
 from initd.supervise.states import Event, State
 
@@ -26,24 +38,31 @@ TIMEOUT = 30.0
 DEAF_SECONDS = 1.0
 UNSENT_BYTES = 1 << 20
 KINDS = 16  # of notifications kept for a handler to come
+KEPT = 16  # descriptors of a resting worker
+WAKE_SECONDS = (1.0, 86400.0)  # the soonest and the latest that a resting worker is started
 
 
 class Worker(Service):
-    """A supervised worker. `idle_seconds` > 0: a call starts it, and it is stopped when none came for that long."""
+    """A supervised worker. One that says that it is idle is stopped; a call, its time, or what can be read from a
+    descriptor that it handed over starts it again.
+    """
 
-    def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper, idle_seconds: float = 0.0) -> None:
+    def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper) -> None:
         super().__init__(spec, events, reaper)
         self._handlers: dict[str, Callable[..., None]] = {}
         self._unheard: dict[str, list[Any]] = {}
         self.on_start: Callable[[], None] = lambda: None
-        self._idle_seconds = idle_seconds
         self._socket: Socket | None = None
         self._child_end: Socket | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._msgid = 0
         self._decoder: Any = None
         self._unsent = bytearray()
-        self._idle_timer: asyncio.TimerHandle | None = None
+        self._sent = 0
+        self._handed: list[int] = []
+        self._kept: list[int] = []
+        self._wake_after: float | None = None
+        self._wake_timer: asyncio.TimerHandle | None = None
         self._is_up: asyncio.Event | None = None
 
     def on(self, method: str, handler: Callable[..., None]) -> None:
@@ -54,21 +73,23 @@ class Worker(Service):
 
     def _descriptors(self) -> dict[int, int]:
         self._close()
+        self._ignore_wakes()
         self._socket, self._child_end = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         self._socket.setblocking(False)
-        return {LINK: self._child_end.fileno()}
+        return {LINK + number: fd for number, fd in enumerate([self._child_end.fileno(), *self._kept])}
 
     def forked(self) -> NoReturn:
         """Be the worker, in a copy of PID 1 that shares what both have imported."""
         from initd import worker  # noqa: PLC0415 the loop's imports are in boot.start_network
 
-        worker.run_forked(self.spec.name)
+        worker.run_forked(self.spec.name, len(self._kept))
 
     def started(self) -> None:
         """Its end of the pair is its own now; a worker is up as soon as it runs."""
         if self._child_end is not None:
             self._child_end.close()
             self._child_end = None
+        self._kept, self._wake_after = _closed(self._kept), None
         self._connect()
         try:
             self.on_start()
@@ -92,8 +113,26 @@ class Worker(Service):
             self._is_up.set()
 
     def ended(self) -> None:
-        """Its calls can never be answered any more."""
+        """Its calls can never be answered any more. One that rests is watched for."""
         self._close()
+        if self.state is not State.STOPPING or self._loop is None:
+            return
+        for fd in self._kept:
+            self._loop.add_reader(fd, self._wake, "the kernel has news")
+        if self._wake_after is not None:
+            self._wake_timer = self._loop.call_later(self._wake_after, self._wake, "its time has come")
+
+    def _wake(self, reason: str) -> None:
+        self._ignore_wakes()
+        self.start(reason)
+
+    def _ignore_wakes(self) -> None:
+        if self._loop is not None:
+            for fd in self._kept:
+                self._loop.remove_reader(fd)
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+            self._wake_timer = None
 
     def _connect(self) -> None:
         if self._loop is None or self._socket is None:
@@ -115,7 +154,9 @@ class Worker(Service):
                 self._loop.remove_writer(self._socket.fileno())
             self._socket.close()
             self._socket = None
+        self._handed = _closed(self._handed)
         self._unsent.clear()
+        self._sent = 0
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if not call.done():
@@ -138,10 +179,8 @@ class Worker(Service):
 
         from initd.api.protocol import ApiError, Code, Request, encode  # noqa: PLC0415
 
-        if self._idle_timer is not None:  # before anything is awaited: it would stop the worker under this call
-            self._idle_timer.cancel()
-        if self._idle_seconds and self.state not in {State.STARTING, State.RUNNING}:
-            await self._wake()
+        if self.state in {State.DOWN, State.STOPPING} and not self.retired:
+            await self._wake_for_call()
         if self._socket is None or self._loop is None:
             raise self._unavailable(self.last_exit or "not running")
         if len(self._unsent) > UNSENT_BYTES:
@@ -160,11 +199,9 @@ class Worker(Service):
             ) from None
         finally:
             self._calls.pop(msgid, None)
-            if self._idle_seconds and not self._calls:
-                self._idle_timer = self._loop.call_later(self._idle_seconds, self._idle)
 
-    async def _wake(self) -> None:
-        """Start an idle worker, or one on its way there, and wait until it is up (or fails, which `call` then says)."""
+    async def _wake_for_call(self) -> None:
+        """Start a resting worker, or one about to rest, and wait until it is up (or fails, which `call` then says)."""
         import asyncio  # noqa: PLC0415
 
         up = self._is_up = self._is_up or asyncio.Event()
@@ -174,13 +211,10 @@ class Worker(Service):
             async with asyncio.timeout(TIMEOUT):
                 await up.wait()
 
-    def _idle(self) -> None:
-        if not self._calls:
-            self.stop("idle")
-
     def _send(self, data: bytes) -> None:
         if self._socket is None:
             return
+        self._sent += 1
         self._unsent += data
         self._writable()
         if self._unsent and self._loop is not None:
@@ -202,16 +236,11 @@ class Worker(Service):
     def _readable(self) -> None:
         from initd.api.protocol import Notification, ProtocolError, Response  # noqa: PLC0415
 
-        if self._socket is None:
+        data = self._receive_data()
+        if data is None:
             return
-        try:
-            data = self._socket.recv(CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
         if not data:
-            if self._loop is not None:
+            if self._loop is not None and self._socket is not None:
                 self._loop.remove_reader(self._socket.fileno())
                 self._loop.call_later(DEAF_SECONDS, self._deaf, self.process)
             return
@@ -225,10 +254,43 @@ class Worker(Service):
             match message:
                 case Response(msgid, error, result):
                     self._answer(msgid, error, result)
+                case Notification("idle", params):
+                    self._is_idle(params)
                 case Notification(method, params):
                     self._notified(method, params)
                 case _:
                     log.warning(f"{self.spec.name}: calls PID 1, which serves no worker", message=repr(message)[:200])
+
+    def _receive_data(self) -> bytes | None:
+        """What the worker sent, b"" after the last, None if it is nothing yet; descriptors are put by."""
+        if self._socket is None:
+            return None
+        try:
+            data, ancillary, _flags, _sender = self._socket.recvmsg(CHUNK, CMSG_SPACE(4 * KEPT), MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+        for level, kind, rights in ancillary:
+            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+                self._handed += array.array("i", rights[: len(rights) // 4 * 4])
+        if len(self._handed) > KEPT:
+            self._handed = _closed(self._handed)
+        return data
+
+    def _is_idle(self, params: list[Any]) -> None:
+        """End a worker that offers it, unless it has not read all that it was sent: it offers again later."""
+        handed, self._handed = self._handed, []
+        soonest, latest = WAKE_SECONDS
+        settled = self._ready_at is not None and boottime() - self._ready_at >= soonest  # else it could spin
+        match params:
+            case [received, None | float() as wake_after] if settled and (received, self._calls) == (self._sent, {}):
+                _closed(self._kept)
+                self._kept = handed
+                self._wake_after = None if wake_after is None else min(max(soonest, wake_after), latest)
+                self.stop("idle")
+            case _:
+                _closed(handed)
 
     def _deaf(self, process: Process | None) -> None:
         """A worker that closed its end ends soon; one that does not is of no use any more."""
@@ -256,6 +318,13 @@ class Worker(Service):
             handler(*params)
         except Exception as failure:  # noqa: BLE001 what a worker says must not end the loop
             log.exception(f"{self.spec.name}: notification {method} failed", failure)
+
+
+def _closed(descriptors: list[int]) -> list[int]:
+    """Close them; none are left."""
+    for fd in descriptors:
+        os.close(fd)
+    return []
 
 
 def spec(name: str, memory_max: int) -> ServiceSpec:

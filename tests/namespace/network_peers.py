@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -87,18 +88,36 @@ class Namespace:
         )
 
 
-class Worker:
-    """The worker as PID 1 starts it, and PID 1's side of its link."""
+RUN = """
+import sys
+from initd import worker
+worker.QUIET_SECONDS = float(sys.argv[1])
+sys.exit(worker.main("network", kept=int(sys.argv[2])))
+"""
 
-    def __init__(self, namespace: Namespace) -> None:
+
+class Worker:
+    """The worker as PID 1 starts it, and PID 1's side of its link. kept: a descriptor from an earlier one's rest."""
+
+    def __init__(self, namespace: Namespace, quiet: float = 1000.0, kept: int | None = None) -> None:
         self._socket, theirs = socket.socketpair()
+        given = [theirs.fileno(), *([] if kept is None else [kept])]
+
+        def arrange() -> None:
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in given]
+            for number, fd in enumerate(high, 3):
+                os.dup2(fd, number)
+
         with theirs:
             self._process = subprocess.Popen(
-                namespace.argv(sys.executable, "-m", "initd", "worker", "network"),
+                namespace.argv(sys.executable, "-c", RUN, str(quiet), str(len(given) - 1)),
                 cwd=REPOSITORY,
-                pass_fds=(3,),
-                preexec_fn=lambda: os.dup2(theirs.fileno(), 3),  # noqa: PLW1509 - one thread
+                pass_fds=range(3, 3 + len(given)),
+                preexec_fn=arrange,  # noqa: PLW1509 - one thread
             )
+        if kept is not None:
+            os.close(kept)
+        self._descriptors: list[int] = []
         self.pid = self._process.pid
         self._decoder = Decoder()
         self._inbox: list[Any] = []
@@ -108,8 +127,9 @@ class Worker:
     def _receive(self, end: float) -> Any:
         while not self._inbox:
             self._socket.settimeout(max(0.001, end - time.monotonic()))
-            data = self._socket.recv(65536)
+            data, fds, _, _ = socket.recv_fds(self._socket, 65536, 4)
             assert data, "the worker closed its link"
+            self._descriptors += fds
             self._inbox += self._decoder.feed(data)
         message = self._inbox.pop(0)
         if isinstance(message, Notification) and message.method == "state":
@@ -137,6 +157,20 @@ class Worker:
             except TimeoutError:
                 raise AssertionError(f"the state stayed {self.state}") from None
         return self.state
+
+    def rested(self) -> tuple[float | None, int]:
+        """Wait until the worker offers to end, and end it: in how many seconds it wants to be back, what wakes it."""
+        end = time.monotonic() + DEADLINE
+        while True:
+            message = self._receive(end)
+            if isinstance(message, Notification) and message.method == "idle":
+                received, wake_after = message.params
+                assert received == self._calls
+                (descriptor,) = self._descriptors
+                self._descriptors.clear()
+                assert self.close() == 0
+                assert wake_after is None or isinstance(wake_after, float)
+                return wake_after, descriptor
 
     def configure(self, *interfaces: dict[str, Any], lease: dict[str, Any] | None = None, **rest: object) -> None:
         """Give the worker its configuration."""
@@ -171,8 +205,8 @@ class Lan:
         self.server.ip("address", "add", "10.5.0.1/24", "dev", "srv0")
         self.server.ip("link", "set", "srv0", "up")
 
-    def worker(self) -> Worker:
-        worker = Worker(self.node)
+    def worker(self, quiet: float = 1000.0, kept: int | None = None) -> Worker:
+        worker = Worker(self.node, quiet, kept)
         self._open.append(worker)
         return worker
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import socket
+import struct
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pytest
 
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.root
 
 DEADLINE = 20
 LOOPBACK = Path("/sys/class/net/lo/uevent")
+PRESS = struct.pack("@llHHi", 1, 2, 1, 116, 1)  # EV_KEY, KEY_POWER, down
 FLOOD = 400  # more uevents than SMALL bytes hold
 SMALL = 2048
 
@@ -34,8 +37,22 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(main, DEADLINE))
 
 
-def is_loopback(message: Message) -> bool:
-    return isinstance(message, Notification) and message.method == "device" and "/net/lo" in str(message.params)
+@pytest.fixture(scope="module")
+def device() -> Path:
+    """A disk or network interface that is hardware, in sysfs."""
+    found = [path.resolve() for path in Path("/sys/class").glob("[bn]*/*") if path.parent.name in ("block", "net")]
+    hardware = [path for path in found if "/virtual/" not in str(path)]
+    assert hardware, f"no hardware among {found}"
+    return hardware[0]
+
+
+def is_report(message: Message) -> TypeGuard[Notification]:
+    return isinstance(message, Notification) and message.method == "device"
+
+
+def is_about(device: Path) -> Callable[[Message], bool]:
+    """Whether a message reports that device."""
+    return lambda message: is_report(message) and device.name in str(message.params)
 
 
 def is_settled(message: Message) -> bool:
@@ -116,51 +133,59 @@ def test_coldplug_asks_for_every_alias_once_in_order_and_says_when_it_is_done(lo
     assert loads == expected
 
 
-def test_hotplug_loads_by_alias_once_and_reports_the_device(loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    device = next(iter(sorted(Path("/sys/bus").glob("*/devices/*/modalias"))), None)
-    assert device is not None, "no device of this machine has a modalias"
+def test_hotplug_loads_by_alias_once_and_reports_the_device(
+    loads: list[str], device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modalias = next(iter(sorted(Path("/sys/bus").glob("*/devices/*/modalias"))), None)
+    assert modalias is not None, "no device of this machine has a modalias"
     monkeypatch.setattr(aliases, "walk", list)  # nothing is there at first
 
     async def test(peer: Peer) -> None:
         await peer.until(is_settled)
         for _ in range(2):
-            (device.parent / "uevent").write_text("add")
-        LOOPBACK.write_text("change")
-        *_, loopback = await peer.until(is_loopback)
-        assert isinstance(loopback, Notification)
-        fields = {"action": "change", "subsystem": "net", "devpath": "/devices/virtual/net/lo", "devname": "lo"}
-        assert loopback.params == [fields]
+            (modalias.parent / "uevent").write_text("add")
+        LOOPBACK.write_text("change")  # no hardware: not heard of
+        (device / "uevent").write_text("change")
+        seen = await peer.until(is_about(device))
+        subsystem = device.parent.name
+        devname = device.name if subsystem == "net" else f"/dev/{device.name}"
+        devpath = str(device).removeprefix("/sys")
+        fields = {"action": "change", "subsystem": subsystem, "devpath": devpath, "devname": devname}
+        assert [message for message in seen if is_report(message)] == [Notification("device", [fields])]
 
     with_worker(test)
-    assert loads.count(device.read_text().strip()) == 1
+    assert loads.count(modalias.read_text().strip()) == 1
 
 
-def test_after_lost_uevents_sysfs_is_walked_again(loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_lost_uevents_sysfs_is_walked_again(
+    loads: list[str], device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "Uevents", functools.partial(Uevents, SMALL))
 
     async def test(peer: Peer) -> None:
         await peer.until(is_settled)
         known = len(loads)
         for _ in range(FLOOD):
-            LOOPBACK.write_text("change")
+            (device / "uevent").write_text("change")
         await peer.until(is_settled)
         assert len(loads) == known, "nothing new was there"
-        LOOPBACK.write_text("change")
-        await peer.until(is_loopback)
+        (device / "uevent").write_text("change")
+        await peer.until(is_about(device))
 
     with_worker(test)
 
 
-def test_an_overflow_is_told_once_and_costs_only_what_did_not_fit() -> None:
+def test_an_overflow_is_told_once_and_costs_only_what_did_not_fit(device: Path) -> None:
     async def main() -> None:
+        devpath = str(device).removeprefix("/sys")
         with closing(Uevents(SMALL)) as uevents:
             for _ in range(FLOOD):
-                LOOPBACK.write_text("change")
+                (device / "uevent").write_text("change")
             await uevents.wait()
             with pytest.raises(UeventsLostError):
                 list(uevents.pending())
-            assert 0 < sum(event.devname == "lo" for event in uevents.pending()) < FLOOD
-            assert not any(event.devname == "lo" for event in uevents.pending())
+            assert 0 < sum(event.devpath == devpath for event in uevents.pending()) < FLOOD
+            assert not any(event.devpath == devpath for event in uevents.pending())
 
     run(main())
 
@@ -184,3 +209,34 @@ def test_requests_are_answered_and_bad_ones_named(loads: list[str]) -> None:
 
     with_worker(test)
     assert loads[-1] == "virtio_net"
+
+
+@pytest.mark.usefixtures("loads")
+def test_what_an_earlier_process_left_unread_is_told(device: Path) -> None:
+    async def main() -> list[Message]:
+        near, far = socket.socketpair()
+        link = Link(far.detach())
+        reading, writing = os.pipe2(os.O_NONBLOCK)
+        with closing(Uevents()) as earlier, near:
+            (device / "uevent").write_text("change")
+            link.kept += [os.dup(earlier.fileno()), reading]
+            os.write(writing, PRESS)
+            serving = asyncio.create_task(worker.serve(link))
+            messages = await Peer(near).until(is_settled)
+            near.close()
+            await serving
+        os.close(writing)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(reading)
+        return messages
+
+    messages = run(main())
+    assert Notification("power_button", []) in messages
+    (told,) = filter(is_about(device), messages)
+    with closing(Uevents()) as uevents:
+        (device / "uevent").write_text("change")
+        run(uevents.wait())
+        (event,) = (event for event in uevents.pending() if event.devpath in str(device))
+    assert isinstance(told, Notification)
+    fields = ("action", "subsystem", "devpath", "devname")
+    assert told.params == [{field: getattr(event, field) for field in fields}], "the same as pyudev would say"

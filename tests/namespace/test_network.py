@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import select
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.namespace.network_peers import LEASE, SHORT, Lan
+from tests.namespace.network_peers import DEADLINE, LEASE, SHORT, Lan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +79,33 @@ def test_lease_is_renewed(lan: Lan) -> None:
     assert second["lease"]["address"] == first["address"]
     assert second["ready"]
     assert 2.9 < second["lease"]["obtained"] - first["obtained"] < 5.0
+
+
+def test_a_worker_that_rests_comes_back_without_a_question_and_asks_after_news(lan: Lan) -> None:
+    lan.plug()
+    lan.dnsmasq()
+    first = lan.worker(quiet=0.2)
+    first.configure(DHCP)
+    lease = first.wait(ready)["lease"]
+    wake_after, kept = first.rested()
+    assert wake_after is not None
+    assert 50 < wake_after <= lease["renew"] - lease["obtained"] == 60
+    assert not select.select([kept], [], [], 0)[0]
+
+    second = lan.worker(quiet=0.2, kept=kept)
+    second.configure(DHCP, lease=lease)
+    assert second.wait(ready)["lease"] == lease
+    _, kept = second.rested()
+    assert second.state["lease"] == lease
+
+    lan.node.ip("link", "add", "veth7", "type", "veth", "peer", "name", "veth8")  # a pod's
+    assert not select.select([kept], [], [], 0.1)[0]
+    lan.node.ip("link", "set", "eth0", "down")
+    lan.node.ip("link", "set", "eth0", "up")
+    assert select.select([kept], [], [], DEADLINE)[0]
+    third = lan.worker(kept=kept)
+    third.configure(DHCP, lease=lease)
+    assert third.wait(lambda state: ready(state) and state["lease"]["obtained"] > lease["obtained"])
 
 
 def test_server_that_comes_late_is_found(lan: Lan) -> None:

@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any, cast
 
 from initd import cgroups, events, native
-from initd.supervise import liveness, service
+from initd.supervise import liveness, service, workers
 from initd.supervise.reap import CLD_EXITED, CLD_KILLED, Reaper
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class World:
         patch.setattr(cgroups, "open_directory", self.kernel.open_cgroup)
         patch.setattr(cgroups, "kill", self.kernel.killed_cgroups.append)
         patch.setattr(cgroups, "oom_kills", lambda _path: self.kernel.oom_kills)
-        for module in (service, liveness, events):
+        for module in (service, liveness, events, workers):
             patch.setattr(module, "boottime", self.clock.boottime)
 
     def end(self, ended: Service, code: int = CLD_EXITED, status: int = 1) -> None:

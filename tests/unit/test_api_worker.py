@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,15 @@ class Parent:
         return self._messages.pop(0)
 
 
-def link(test: Callable[[worker.Link, Parent], Awaitable[None]]) -> None:
+def link(
+    test: Callable[[worker.Link, Parent], Awaitable[None]], rest: Callable[[], worker.Rest | None] = lambda: None
+) -> None:
     """Run a test with a link that serves; the link has to end when the parent's end is closed."""
 
     async def run() -> None:
         theirs, ours = socket.socketpair()
         connection = worker.Link(theirs.detach())
-        serving = asyncio.create_task(connection.serve())
+        serving = asyncio.create_task(connection.serve(rest))
         with ours:
             await test(connection, Parent(ours))
         await asyncio.wait_for(serving, DEADLINE)
@@ -179,3 +182,35 @@ def test_the_log_is_one_json_object_a_line(capsys: pytest.CaptureFixture[str]) -
 def test_an_unknown_worker_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert worker.main("../../etc") == 2
     assert "../../etc" in capsys.readouterr().err
+
+
+def test_a_quiet_worker_offers_to_end_and_one_with_a_call_under_way_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "QUIET_SECONDS", 0.01)
+    reading, writing = os.pipe()
+    terms: list[worker.Rest | None] = [None, worker.Rest(12.5, [reading])]
+    asked = 0
+
+    def rest() -> worker.Rest | None:
+        nonlocal asked
+        asked += 1
+        return terms.pop(0) if terms else None
+
+    async def test(connection: worker.Link, parent: Parent) -> None:
+        gate = asyncio.Event()
+        connection.handle("wait", gate.wait)
+        parent.send(Request(1, "wait", []))
+        for _ in range(3):  # rounds of the worker's own
+            await asyncio.sleep(worker.QUIET_SECONDS)
+        assert asked == 0
+        gate.set()
+        assert await parent.read() == Response(1, None, True)
+        await until(lambda: asked >= 2)
+        data, (fd,), _, _ = socket.recv_fds(parent.end, 1 << 16, 4)
+        assert Decoder().feed(data) == [Notification("idle", [1, 12.5])]
+        os.write(writing, b"x")
+        assert os.read(fd, 1) == b"x"
+        os.close(fd)
+
+    link(test, rest)
+    os.close(reading)
+    os.close(writing)

@@ -27,9 +27,10 @@ MIB = 1 << 20
 class Bench:
     """A worker of which the test plays each process: `links` are their ends, the newest last."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, idle_seconds: float = 0.0) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.world = World(patch)
         self.links: list[socket.socket] = []
+        self.kept: list[int] = []
         self.decoder = Decoder()
         spawn = self.world.kernel.spawn
 
@@ -37,11 +38,12 @@ class Bench:
             child = spawn(what)
             self.links.append(socket.socket(fileno=os.dup(what.fds[LINK])))
             self.links[-1].setblocking(False)
+            self.kept += [os.dup(fd) for number, fd in what.fds.items() if number > LINK]
             self.decoder = Decoder()
             return child
 
         patch.setattr(native, "spawn", run)
-        self.worker = Worker(spec("probe", MIB), self.world.events, self.world.reaper, idle_seconds)
+        self.worker = Worker(spec("probe", MIB), self.world.events, self.world.reaper)
 
     async def attach(self) -> None:
         self.worker.attach(asyncio.get_running_loop())
@@ -61,6 +63,11 @@ class Bench:
 
     def say(self, message: Response | Notification) -> None:
         self.links[-1].send(encode(message))
+
+    def offer(self, wake_after: object, *descriptors: int, received: int = 0) -> None:
+        """The worker would like to end."""
+        frame = encode(Notification("idle", [received, wake_after]))
+        socket.send_fds(self.links[-1], [frame], descriptors)
 
     def die(self) -> None:
         """The worker's process is killed."""
@@ -83,9 +90,9 @@ class Bench:
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Run a scene with a worker."""
 
-    def run(scene: Callable[[Bench], Coroutine[Any, Any, None]], idle_seconds: float = 0.0) -> None:
+    def run(scene: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
         async def whole() -> None:
-            bench = Bench(monkeypatch, idle_seconds)
+            bench = Bench(monkeypatch)
             try:
                 await scene(bench)
             finally:
@@ -218,26 +225,106 @@ def test_notifications_reach_their_handlers_even_late_ones(play: Callable[..., N
     play(scene)
 
 
-def test_an_idle_one_is_stopped_and_started_by_the_next_call(play: Callable[..., None]) -> None:
-    async def scene(bench: Bench) -> None:
-        await bench.attach()
-        for round_number in (1, 2):
-            call = asyncio.ensure_future(bench.worker.call("pods"))
-            await until(lambda wanted=round_number: len(bench.links) == wanted)  # type: ignore[misc]
-            bench.say(Response((await bench.asked()).msgid, None, []))
-            assert await call == []
-            await until(lambda: bench.worker.state is State.STOPPING)
-            if round_number == 1:
-                bench.world.end(bench.worker)
-        call = asyncio.ensure_future(bench.worker.call("pods"))  # while it stops
-        await asyncio.sleep(0)
-        assert bench.worker.state is State.RESTARTING
-        bench.world.end(bench.worker)
-        await until(lambda: len(bench.links) == 3)
-        bench.say(Response((await bench.asked()).msgid, None, ["pod"]))
-        assert await call == ["pod"]
+async def rest(bench: Bench, wake_after: float | None, *descriptors: int, received: int = 0) -> None:
+    """The worker runs for a while, offers to end, and ends."""
+    bench.world.clock.now += 2
+    bench.offer(wake_after, *descriptors, received=received)
+    await until(lambda: bench.worker.state is State.STOPPING)
+    bench.world.end(bench.worker)
+    assert bench.worker.status()["desired"] == "down"
 
-    play(scene, idle_seconds=0.01)
+
+async def answered(bench: Bench, call: asyncio.Future[Any]) -> None:
+    bench.say(Response((await bench.asked()).msgid, None, "answer"))
+    assert await call == "answer"
+
+
+def test_a_call_starts_one_that_rests_even_while_it_ends(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        await rest(bench, None)
+        call = asyncio.ensure_future(bench.worker.call("pods"))
+        await until(lambda: len(bench.links) == 2)
+        await answered(bench, call)
+        bench.world.clock.now += 2
+        bench.offer(None, received=1)
+        await until(lambda: bench.worker.state is State.STOPPING)
+        call = asyncio.ensure_future(bench.worker.call("pods"))
+        await asyncio.sleep(0)
+        assert bench.worker.state.value == "restarting"
+        bench.world.end(bench.worker)
+        await answered(bench, call)
+        await rest(bench, None, received=1)  # each process counts for itself
+        bench.worker.retire("the end")
+        assert (await failure(asyncio.ensure_future(bench.worker.call("pods"))))[0] is Code.UNAVAILABLE
+
+    play(scene)
+
+
+def test_its_time_starts_one_that_rests(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "WAKE_SECONDS", (0.01, 0.02))
+
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        for times, wake_after in enumerate((0.01, -5.0, 1e300, float("nan")), 2):
+            await rest(bench, wake_after)
+            await until(lambda times=times: len(bench.links) == times)  # type: ignore[misc]
+            await until(lambda: bench.worker.state is State.RUNNING)
+            assert bench.worker.history[-2]["reason"] == "its time has come"
+        assert bench.worker.restarts == 0, "to rest is not to fail"
+
+    play(scene)
+
+
+def test_what_can_be_read_starts_one_that_rests_and_is_handed_back(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        reading, writing = os.pipe()
+        await rest(bench, None, reading)
+        os.close(reading)
+        bench.world.kernel.refuse = OSError(12, "clone: Cannot allocate memory")
+        os.write(writing, b"news")
+        await until(lambda: bench.worker.state is State.BACKOFF)
+        bench.world.kernel.refuse = None
+        await until(lambda: bench.worker.state is State.RUNNING)
+        (kept,) = bench.kept
+        assert os.read(kept, 16) == b"news"
+        os.close(kept)
+        with pytest.raises(BrokenPipeError):  # nobody else holds the other end any more, PID 1 neither
+            os.write(writing, b"x")
+        os.close(writing)
+
+    play(scene)
+
+
+def test_offers_that_are_not_taken_leave_nothing_open(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        reading, writing = os.pipe()
+        before = len(os.listdir("/proc/self/fd"))
+        bench.offer(None, reading)  # at once: it could spin
+        bench.say(Notification("first", []))
+        await until(lambda: "first" in bench.worker._unheard)
+        bench.world.clock.now += 2
+        bench.worker.tell("configure", {})
+        bench.offer(None, reading)  # before it has read what it was told
+        bench.offer("soon", reading, received=1)
+        bench.say(Notification("idle", []))
+        call = asyncio.ensure_future(bench.worker.call("pods"))
+        await asyncio.sleep(0)
+        bench.offer(None, reading, received=2)  # with a call under way
+        bench.say(Notification("second", []))
+        await until(lambda: "second" in bench.worker._unheard)
+        bench.offer(None, *[reading] * (workers.KEPT + 1), received=3)
+        bench.say(Notification("third", []))
+        await until(lambda: "third" in bench.worker._unheard)
+        assert bench.worker.state is State.RUNNING
+        assert len(os.listdir("/proc/self/fd")) == before
+        call.cancel()
+        os.close(reading)
+        os.close(writing)
+
+    play(scene)
 
 
 def test_one_that_ran_before_the_loop_is_connected_by_it(play: Callable[..., None]) -> None:

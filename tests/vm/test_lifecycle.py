@@ -63,6 +63,26 @@ def test_node_powers_off(machine_factory: MachineFactory, end: Callable[[Machine
     assert machine.wait_exit(bound), machine.console_tail()
 
 
+def test_workers_rest_and_what_they_wait_for_starts_them(machine_factory: MachineFactory) -> None:
+    machine = boot(machine_factory)
+    for name in ("network", "devices", "containers"):
+        machine.wait_for(f"service:{name}:down", 120.0)
+    with machine.client() as client:
+        assert client.call("status")["ready"]
+
+        seen = machine.last_seq
+        machine.set_link(False)
+        machine.wait_for(lambda event: event.get("reasons") == ["eth0: no carrier"], 30.0, seen, "a lost carrier")
+        machine.set_link(True)
+        machine.wait_for("ready", 30.0, seen)
+
+        restarts = {entry["name"]: entry["restarts"] for entry in client.call("services")}
+        assert restarts == dict.fromkeys(restarts, 0)
+    machine.power_button()
+    assert machine.wait_for("shutdown", 20.0)["by"] == "power button"
+    assert machine.wait_exit(OFF_SECONDS), machine.console_tail()
+
+
 def test_ctrl_alt_del_reboots(machine_factory: MachineFactory) -> None:
     machine = boot(machine_factory)
     with machine.next_boot():

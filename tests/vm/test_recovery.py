@@ -83,38 +83,22 @@ def test_containerd_killed_comes_back_and_pods_go_on_serving(
     assert requests == []
 
 
-@pytest.mark.parametrize("name", ["network", "devices"])
-def test_worker_killed_comes_back(running: Machine, probe: Probe, name: str) -> None:
-    kill_service_pid = service(running, name)["pid"]
-    assert probe("kill", pid=kill_service_pid, signal=int(signal.SIGKILL)) == {"error": None}
-    until(f"{name} back", lambda: service(running, name)["pid"] not in {None, kill_service_pid})
-    until("ready", lambda: ready(running))
+@pytest.mark.parametrize(("name", "method"), [("network", "links"), ("devices", "disks"), ("containers", "images")])
+def test_worker_killed_comes_back(running: Machine, probe: Probe, name: str, method: str) -> None:
     with running.client() as client:
+        assert client.call(method), "starts it if it rests"
+        pid = service(running, name)["pid"]
+        assert probe("kill", pid=pid, signal=int(signal.SIGKILL)) == {"error": None}
+        until(f"{name} back", lambda: service(running, name)["pid"] not in {None, pid})
+        until("ready", lambda: ready(running))
         assert client.call("status")["address"] == "10.0.2.15"
-        assert client.call("disks")
+        assert client.call(method)
 
 
 def ready(machine: Machine) -> bool:
     """Say whether the node is ready."""
     with machine.client() as client:
         return bool(client.call("status")["ready"])
-
-
-def test_stopped_containers_worker_starts_at_the_next_call(running: Machine, probe: Probe) -> None:
-    pods(running)
-    pid = service(running, "containers")["pid"]
-    assert probe("kill", pid=pid, signal=int(signal.SIGKILL)) == {"error": None}
-    assert "web" in until("pods listed again", lambda: listed(running))
-
-
-def listed(machine: Machine) -> dict[str, object]:
-    """Return the pods, or nothing while the worker is between two lives."""
-    from initd.api.protocol import ApiError  # noqa: PLC0415 kept beside its only use
-
-    try:
-        return dict(pods(machine))
-    except ApiError:
-        return {}
 
 
 def test_restart_by_the_api_is_in_the_history(running: Machine) -> None:
