@@ -104,7 +104,7 @@ class Client:
         return self._enter(State.REBOOTING if self.lease else State.SELECTING, now)
 
     def resume(self, now: float) -> bool:
-        """The link has had carrier since the lease was granted. Whether it still holds, so that nothing is to be asked."""
+        """The link has had carrier since the lease was granted: return whether it holds, and nothing is to be asked."""
         if self._drop_expired(now) or self.lease is None:
             return False
         self._bind(self.lease)
