@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from initd.supervise.backoff import FIRST, LOOP
 from qemu.image import Files
 from qemu.net import Network
 from tests.vm import manifests
@@ -65,13 +67,25 @@ def test_kubelet_that_cannot_start_backs_off_and_says_why(machine_factory: Machi
     machine = machine_factory(config='[kubelet.config]\nmaxPods = "many"\n')
     machine.start()
     machine.wait_for("service:kubelet:crash-loop", 180.0)
-    kubelet = until("a known exit", lambda: (now := service(machine, "kubelet"))["last_exit"] and now, 30.0)
+    machine.wait_for(lambda event: "kubelet: crash-loop" in event.get("reasons", ()), 30.0, name="the node's reason")
+    until("some failures", lambda: len(waits(service(machine, "kubelet"))) > LOOP, 60.0)
+    kubelet = service(machine, "kubelet")
     assert kubelet["last_exit"] == "exited with code 1"
     assert any("maxPods" in line for line in kubelet["last_lines"]), kubelet["last_lines"]
-    delays = [entry["monotonic"] for entry in kubelet["history"] if entry["state"] == "starting"]
-    assert len(delays) <= 30
+    for failures, seconds in enumerate(waits(kubelet)):
+        assert seconds >= 0.8 * FIRST * 2**failures, "each wait is twice the one before, less a fifth of jitter"
     assert machine.boots == 1
     assert machine.verify()
+
+
+def waits(status: dict[str, Any]) -> list[float]:
+    """Return the seconds from each end to the start after it."""
+    history = status["history"]
+    return [
+        after["monotonic"] - before["monotonic"]
+        for before, after in pairwise(history)
+        if before["state"] in {"backoff", "crash-loop"}
+    ]
 
 
 def test_machine_without_disk_says_what_is_missing_and_restarts(
