@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 from _socket import (
@@ -273,7 +272,7 @@ class Worker(Service):
             return b""
         for level, kind, rights in ancillary:
             if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-                self._handed += array.array("i", rights[: len(rights) // 4 * 4])
+                self._handed += memoryview(rights)[: len(rights) // 4 * 4].cast("i")
         if len(self._handed) > KEPT:
             self._handed = _closed(self._handed)
         return data
