@@ -117,7 +117,10 @@ class Worker(Service):
         if self.state is not State.STOPPING or self._loop is None:
             return
         for fd in self._kept:
-            self._loop.add_reader(fd, self._wake, "the kernel has news")
+            try:
+                self._loop.add_reader(fd, self._wake, "the kernel has news")
+            except OSError as error:
+                log.warning(f"{self.spec.name}: handed over what cannot be watched", error=str(error))
         if self._wake_after is not None:
             self._wake_timer = self._loop.call_later(self._wake_after, self._wake, "its time has come")
 

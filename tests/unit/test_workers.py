@@ -276,6 +276,19 @@ def test_its_time_starts_one_that_rests(play: Callable[..., None], monkeypatch: 
     play(scene)
 
 
+def test_a_descriptor_that_cannot_be_watched_is_named_and_the_rest_goes_on(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        regular = os.open(__file__, os.O_RDONLY)
+        await rest(bench, None, regular)
+        os.close(regular)
+        call = asyncio.ensure_future(bench.worker.call("pods"))
+        await until(lambda: len(bench.links) == 2)
+        await answered(bench, call)
+
+    play(scene)
+
+
 def test_what_can_be_read_starts_one_that_rests_and_is_handed_back(play: Callable[..., None]) -> None:
     async def scene(bench: Bench) -> None:
         await bench.run()
