@@ -221,7 +221,7 @@ class Service:
         self.started()
 
     def _make_cgroup(self, *, again: bool) -> None:
-        settings = self.spec.cgroup_settings
+        settings = {"cgroup.freeze": 0, **self.spec.cgroup_settings}  # a child in a frozen one would hold PID 1 up
         try:
             make = cgroups.renew if again else cgroups.configure
             refused = make(self.spec.cgroup, settings)

@@ -210,6 +210,25 @@ def test_what_a_main_only_service_started_survives_its_restart(scene: Scene) -> 
     assert history == ["starting", "restarting", "starting"]
 
 
+def test_a_frozen_cgroup_does_not_hold_up_a_start(scene: Scene) -> None:
+    """What a main-only service left behind keeps its cgroup in use, so that the next start finds it as it is."""
+
+    async def act(node: Init) -> tuple[str, list[str]]:
+        script = "(setsid sleep 1000 &); echo ready; exec sleep 1000"
+        service = node.service(("/bin/sh", "-c", script), main_only=True)
+        service.start()
+        await until(lambda: "ready" in service.status()["last_lines"])
+        assert service.process is not None
+        first = service.process.pid
+        freeze = f"{cgroups.ROOT}/probe/cgroup.freeze"
+        cgroups._write(freeze, "1")
+        service.restart()
+        await until(lambda: service.process is None or replaced(service, first))
+        return cgroups._read(freeze), states(service)
+
+    assert scene(act) == ("0\n", ["starting", "restarting", "starting"])
+
+
 def test_a_restart_leaks_no_descriptor(scene: Scene) -> None:
     async def act(node: Init) -> tuple[int, int]:
         service = node.service(("/bin/sleep", "1000"))
