@@ -290,6 +290,7 @@ class Worker(Service):
                 _closed(self._kept)
                 self._kept = handed
                 self._wake_after = None if wake_after is None else min(max(soonest, wake_after), latest)
+                self.status_text = "idle, starts when needed"
                 self.stop("idle")
             case _:
                 _closed(handed)

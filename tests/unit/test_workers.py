@@ -231,7 +231,8 @@ async def rest(bench: Bench, wake_after: float | None, *descriptors: int, receiv
     bench.offer(wake_after, *descriptors, received=received)
     await until(lambda: bench.worker.state is State.STOPPING)
     bench.world.end(bench.worker)
-    assert bench.worker.status()["desired"] == "down"
+    status = bench.worker.status()
+    assert (status["desired"], status["status_text"]) == ("down", "idle, starts when needed")
 
 
 async def answered(bench: Bench, call: asyncio.Future[Any]) -> None:
