@@ -62,6 +62,7 @@ def web() -> dict[str, Any]:
             ports=[{"containerPort": WEB_PORT, "hostPort": WEB_PORT}],
             volumeMounts=[
                 {"name": "downward", "mountPath": "/data/downward"},
+                {"name": "downward", "mountPath": "/data/label", "subPath": "labels"},
                 {"name": "memory", "mountPath": "/data/memory"},
                 {"name": "parts", "mountPath": "/data/part", "subPath": "deep/down"},
                 {"name": "shared", "mountPath": "/data/shared", "mountPropagation": "HostToContainer"},

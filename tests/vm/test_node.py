@@ -113,16 +113,19 @@ def test_limits_and_oom_scores(probe: Probe) -> None:
 def test_volumes(running: Machine) -> None:
     port = running.port(manifests.WEB_PORT)
     assert http_get(port, "/file/downward/labels") == (200, 'app="web"')
+    assert http_get(port, "/file/label") == (200, 'app="web"'), "a subPath that is a file"
     mounted = http_get(port, "/file/../proc/self/mounts")[0]
     assert mounted != 200, "a path that leads out of the root is served"
 
 
 def test_volume_kinds_as_the_kernel_sees_them(probe: Probe) -> None:
     info = probe.read(f"/proc/{probe.process('web')['pid']}/mountinfo")
-    kinds = {line.split()[4]: line.split(" - ")[1].split()[0] for line in info.splitlines()}
-    assert kinds["/data/downward"] == "tmpfs"
-    assert kinds["/data/memory"] == "tmpfs"
-    assert "/data/part" in kinds
+    found = {line.split()[4]: line for line in info.splitlines()}
+    kinds = {target: line.split(" - ")[1].split() for target, line in found.items()}
+    assert kinds["/data/downward"][0] == "tmpfs"
+    assert kinds["/data/memory"][0] == "tmpfs"
+    assert "size=1024k" in kinds["/data/memory"][2].split(","), "the volume's sizeLimit"
+    assert found["/data/part"].split()[3].endswith("/kubernetes.io~empty-dir/parts/deep/down"), "the subPath, made"
 
 
 def test_hostport_reaches_the_pod(running: Machine) -> None:
