@@ -53,7 +53,7 @@ def _matches(pattern: re.Pattern[str], value: str, expected: str, limit: int) ->
         raise MismatchError(expected, describe(value))
 
 
-def subdomain(value: str) -> None:
+def subdomain(value: Any) -> None:
     """RFC 1123 subdomain, as Kubernetes wants object names."""
     _matches(_SUBDOMAIN, value, "lower-case letters, digits, '-' and '.' (an RFC 1123 subdomain)", 253)
 
@@ -87,18 +87,12 @@ def node_address(value: str) -> None:
 
 def interface_address(value: str) -> None:
     """An address with its prefix length; host bits may be set."""
-    expected = "an address with its prefix length, such as 192.0.2.10/24"
-    if "/" not in value:
-        raise MismatchError(expected, describe(value))
-    _ip(value, expected, "ip_interface")
+    _ip(value, "an address with its prefix length, such as 192.0.2.10/24", "ip_interface")
 
 
 def destination(value: str) -> None:
     """A network with no host bits set; 0.0.0.0/0 and ::/0 are the default routes."""
-    expected = "a network such as 198.51.100.0/24, with no host bits set"
-    if "/" not in value:
-        raise MismatchError(expected, describe(value))
-    _ip(value, expected, "ip_network")
+    _ip(value, "a network such as 198.51.100.0/24, with no host bits set", "ip_network")
 
 
 def host(value: str) -> None:
@@ -111,10 +105,13 @@ def host(value: str) -> None:
 
 
 def _ip(value: str, expected: str, kind: str = "ip_address") -> Any:
-    """What the function `kind` of ipaddress makes of the value; zones (fe80::1%eth0) are not for files."""
+    """What the function `kind` of ipaddress makes of the value; zones (fe80::1%eth0) are not for files.
+
+    Only a plain address has no prefix length.
+    """
     import ipaddress  # noqa: PLC0415 -- PID 1 pays for it only where an address is configured
 
-    if "%" not in value:
+    if "%" not in value and ("/" in value) == (kind != "ip_address"):
         try:
             return getattr(ipaddress, kind)(value)
         except ValueError:
@@ -166,20 +163,16 @@ def pod(value: dict[str, Any]) -> None:
     plain(value)
     for key, expected in (("apiVersion", "v1"), ("kind", "Pod")):
         if value.get(key) != expected:
-            raise MismatchError(repr(expected), describe(value[key]) if key in value else "nothing", f".{key}")
-    metadata = _table(value, "metadata")
-    name = metadata.get("name")
-    if not isinstance(name, str):
-        raise MismatchError("a name", "nothing" if name is None else describe(name), ".metadata.name")
+            raise MismatchError(repr(expected), _found(value, key), f".{key}")
+    metadata = {"namespace": "default", **_table(value, "metadata")}
     for key in ("name", "namespace"):
         try:
-            subdomain(metadata.get(key, "default"))
+            subdomain(metadata.get(key))
         except (MismatchError, TypeError):
-            raise MismatchError("an RFC 1123 subdomain", describe(metadata[key]), f".metadata.{key}") from None
-    containers = _table(value, "spec").get("containers")
-    if not isinstance(containers, list) or not containers:
-        found = "nothing" if containers is None else describe(containers)
-        raise MismatchError("an array of containers", found, ".spec.containers")
+            raise MismatchError("an RFC 1123 subdomain", _found(metadata, key), f".metadata.{key}") from None
+    spec = _table(value, "spec")
+    if not spec.get("containers") or not isinstance(spec["containers"], list):
+        raise MismatchError("an array of containers", _found(spec, "containers"), ".spec.containers")
 
 
 def file_names(value: dict[str, str]) -> None:
@@ -194,8 +187,12 @@ def file_names(value: dict[str, str]) -> None:
 def _table(value: dict[str, Any], key: str) -> dict[str, Any]:
     table = value.get(key)
     if not isinstance(table, dict):
-        raise MismatchError("a table", "nothing" if table is None else describe(table), f".{key}")
+        raise MismatchError("a table", _found(value, key), f".{key}")
     return table
+
+
+def _found(table: dict[str, Any], key: str) -> str:
+    return describe(table[key]) if key in table else "nothing"
 
 
 def pods(value: list[dict[str, Any]]) -> None:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 _MIB: Final = 1 << 20
 _SYSTEM: Final = 256 * _MIB  # containerd, kubelet, shims, initd and the kernel's own, besides /var
-_LEAST_FOR_PODS: Final = (
-    128 * _MIB
-)  # the kubelet does not start if reservations leave nothing, eviction's 100Mi included
+# The kubelet does not start if reservations leave nothing, eviction's 100Mi included.
+_LEAST_FOR_PODS: Final = 128 * _MIB
 
 # Set by initd for its own reasons: a value from the user would break the node in ways that are hard to see.
 _FIXED: Final[Mapping[str, Any]] = {
@@ -33,10 +32,7 @@ _FIXED: Final[Mapping[str, Any]] = {
     "staticPodPath": STATIC_PODS,
     "address": HEALTHZ_ADDRESS,  # nobody can be authenticated without an API server, so nobody is served from outside
     "readOnlyPort": 0,
-    "authentication": {
-        "anonymous": {"enabled": False},
-        "webhook": {"enabled": False},
-    },  # webhooks abort without a client
+    "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": False}},  # webhooks want a server
     "authorization": {"mode": "AlwaysAllow"},
     "healthzBindAddress": HEALTHZ_ADDRESS,
     "healthzPort": HEALTHZ_PORT,

@@ -6,6 +6,7 @@ have to evaluate them, and walk.py reads them as they are.
 """
 
 import tomllib
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,84 +16,81 @@ from initd.config import checks, kubelet, walk
 from initd.config.errors import ConfigError, MismatchError
 from initd.config.sources import COMMAND_LINE, MAX_SIZE
 
-Address = Annotated[str, Meta(extra={"check": checks.address}, extra_json_schema={"format": "ip"})]
-InterfaceAddress = Annotated[str, Meta(extra={"check": checks.interface_address}, extra_json_schema={"format": "cidr"})]
-Destination = Annotated[str, Meta(extra={"check": checks.destination}, extra_json_schema={"format": "cidr"})]
-Host = Annotated[str, Meta(extra={"check": checks.host}, extra_json_schema={"format": "hostname"})]
+
+def _checked(check: Callable[[Any], None], kind: str | None = None) -> Meta:
+    """A value that `check` judges; kind is its "format" in JSON Schema."""
+    return Meta(extra={"check": check}, extra_json_schema=None if kind is None else {"format": kind})
+
+
+def doc(description: str, *examples: object) -> Meta:
+    """What a field means, for the reference."""
+    return Meta(description=description, examples=list(examples) or None)
+
+
+Name = Annotated[str, _checked(checks.node_name)]
+NodeAddress = Annotated[str, _checked(checks.node_address, "ip")]
+LinkName = Annotated[str, _checked(checks.link_name)]
+Mac = Annotated[str, _checked(checks.mac)]
+Address = Annotated[str, _checked(checks.address, "ip")]
+InterfaceAddress = Annotated[str, _checked(checks.interface_address, "cidr")]
+Destination = Annotated[str, _checked(checks.destination, "cidr")]
+Host = Annotated[str, _checked(checks.host, "hostname")]
+Pods = Annotated[list[dict[str, Any]], _checked(checks.pods)]
+Manifests = Annotated[dict[str, str], _checked(checks.file_names)]
+KubeletFields = Annotated[dict[str, Any], _checked(kubelet.check_extra)]
+Size = Annotated[str, _checked(checks.size)]
 Metric = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 Mtu = Annotated[int, Meta(ge=68, le=65535)]
+Timeout = Annotated[int, Meta(ge=0, le=600)]
 Id = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
 
 
-class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Table(Struct, frozen=True, forbid_unknown_fields=True):
+    """What all tables are."""
+
+
+class NodeConfig(Table, frozen=True):
     """Who the node is. Decided once, before the kubelet's first start, and kept for this boot."""
 
-    name: Annotated[
-        Annotated[str, Meta(extra={"check": checks.node_name})] | None,
-        Meta(
-            description="Node and host name. Default: the DHCP lease's, else one made of the machine id.",
-            examples=["node-1"],
-        ),
-    ] = None
-    address: Annotated[
-        Annotated[str, Meta(extra={"check": checks.node_address}, extra_json_schema={"format": "ip"})] | None,
-        Meta(
-            description="The node's IP address. Default: the first address that a link gets.", examples=["192.0.2.10"]
-        ),
-    ] = None
+    name: Annotated[Name | None, doc("Node and host name. Default: the lease's, else made of the machine id.")] = None
+    address: Annotated[NodeAddress | None, doc("IP address. Default: the first that a link gets.", "192.0.2.10")] = None
 
 
-class RouteConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RouteConfig(Table, frozen=True):
     """One static route of an interface."""
 
-    to: Annotated[Destination, Meta(description="Destination network.", examples=["198.51.100.0/24"])]
-    via: Annotated[Address | None, Meta(description="Gateway. Default: on link.", examples=["192.0.2.1"])] = None
-    metric: Annotated[Metric | None, Meta(description="Lower wins. Default: the kernel's.")] = None
+    to: Annotated[Destination, doc("Destination network.", "198.51.100.0/24")]
+    via: Annotated[Address | None, doc("Gateway. Default: on link.", "192.0.2.1")] = None
+    metric: Annotated[Metric | None, doc("Lower wins. Default: the kernel's.")] = None
 
     def __post_init__(self) -> None:
         if self.via is not None and (":" in self.via) != (":" in self.to):
             raise MismatchError(f"a gateway of the same family as {self.to}", checks.describe(self.via), ".via")
 
 
-class InterfaceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InterfaceConfig(Table, frozen=True):
     """One link, found by name or by hardware address."""
 
-    name: Annotated[
-        Annotated[str, Meta(extra={"check": checks.link_name})] | None,
-        Meta(description="The link's name; either this or mac.", examples=["eth0"]),
-    ] = None
-    mac: Annotated[
-        Annotated[str, Meta(extra={"check": checks.mac})] | None,
-        Meta(description="The link's hardware address; either this or name.", examples=["52:54:00:12:34:56"]),
-    ] = None
-    dhcp: Annotated[bool, Meta(description="Ask for an IPv4 address by DHCP.")] = False
-    addresses: Annotated[
-        tuple[InterfaceAddress, ...], Meta(description="Static addresses.", examples=[["192.0.2.10/24"]])
-    ] = ()
-    gateway: Annotated[Address | None, Meta(description="Default route's gateway.", examples=["192.0.2.1"])] = None
-    mtu: Annotated[Mtu | None, Meta(description="Bytes. Default: the lease's, else the link's.")] = None
-    routes: Annotated[tuple[RouteConfig, ...], Meta(description="Static routes.")] = ()
+    name: Annotated[LinkName | None, doc("The link's name; either this or mac.", "eth0")] = None
+    mac: Annotated[Mac | None, doc("The link's hardware address; either this or name.", "52:54:00:12:34:56")] = None
+    dhcp: Annotated[bool, doc("Ask for an IPv4 address by DHCP.")] = False
+    addresses: Annotated[tuple[InterfaceAddress, ...], doc("Static addresses.", ["192.0.2.10/24"])] = ()
+    gateway: Annotated[Address | None, doc("Default route's gateway.", "192.0.2.1")] = None
+    mtu: Annotated[Mtu | None, doc("Bytes. Default: the lease's, else the link's.")] = None
+    routes: Annotated[tuple[RouteConfig, ...], doc("Static routes.")] = ()
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.mac is None):
             raise MismatchError("exactly one of name and mac", "neither" if self.name is None else "both")
 
 
-class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NetworkConfig(Table, frozen=True):
     """Links, addresses and routes; what the network worker is given."""
 
-    interfaces: Annotated[
-        tuple[InterfaceConfig, ...], Meta(description="Default: DHCP on every Ethernet link that is there.")
-    ] = ()
-    dns: Annotated[
-        tuple[Address, ...], Meta(description="Name servers. Default: the lease's.", examples=[["192.0.2.53"]])
-    ] = ()
-    ntp: Annotated[
-        tuple[Host, ...], Meta(description="Time servers. Default: the lease's.", examples=[["time.example"]])
-    ] = ()
-    timeout: Annotated[
-        int, Meta(ge=0, le=600, description="Seconds that the boot waits for an address before it goes on without one.")
-    ] = 30
+    interfaces: Annotated[tuple[InterfaceConfig, ...], doc("Default: DHCP on every Ethernet link.")] = ()
+    dns: Annotated[tuple[Address, ...], doc("Name servers. Default: the lease's.", ["192.0.2.53"])] = ()
+    ntp: Annotated[tuple[Host, ...], doc("Time servers. Default: the lease's.", ["time.example"])] = ()
+    timeout: Annotated[Timeout, doc("Seconds that the boot waits for an address before it goes on without one.")] = 30
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -103,93 +101,72 @@ class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             seen.add(key)
 
 
-class KubeletConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KubeletConfig(Table, frozen=True):
     """The kubelet and the static pods that it runs."""
 
-    static_pods: Annotated[
-        list[dict[str, Any]],
-        Meta(description="Pod manifests as tables (apiVersion, kind, metadata, spec).", extra={"check": checks.pods}),
-    ] = []
-    manifests: Annotated[
-        dict[str, str],
-        Meta(description="Pod manifests as YAML or JSON text, by file name.", extra={"check": checks.file_names}),
-    ] = {}
+    static_pods: Annotated[Pods, doc("Pod manifests as tables (apiVersion, kind, metadata, spec).")] = []
+    manifests: Annotated[Manifests, doc("Pod manifests as YAML or JSON text, by file name.")] = {}
     config: Annotated[
-        dict[str, Any],
-        Meta(
-            description="KubeletConfiguration fields, merged over initd's; those that initd needs itself are refused.",
-            examples=[{"maxPods": 50}],
-            extra={"check": kubelet.check_extra},
-        ),
+        KubeletFields,
+        doc("KubeletConfiguration fields, merged over initd's; what initd sets itself is refused.", {"maxPods": 50}),
     ] = {}
     verbosity: Annotated[int, Meta(ge=0, le=10, description="The kubelet's log verbosity (-v).")] = 1
 
 
-class ContainerdConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ContainerdConfig(Table, frozen=True):
     """The container runtime. With this table containerd starts a little later: its configuration is written first."""
 
-    log_level: Annotated[
-        Literal["trace", "debug", "info", "warn", "error"], Meta(description="Least severe messages to log.")
-    ] = "info"
+    log_level: Annotated[Literal["trace", "debug", "info", "warn", "error"], doc("Least severe to log.")] = "info"
 
 
-class VarConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VarConfig(Table, frozen=True):
     """The file system at /var: made afresh at each boot."""
 
-    type: Annotated[Literal["tmpfs"], Meta(description="Kind of file system.")] = "tmpfs"
-    size: Annotated[
-        str,
-        Meta(
-            description="Share of the memory, or bytes with the suffix Ki, Mi or Gi; kept back from pods.",
-            examples=["50%", "2Gi"],
-            extra={"check": checks.size},
-        ),
-    ] = "50%"
+    type: Annotated[Literal["tmpfs"], doc("Kind of file system.")] = "tmpfs"
+    size: Annotated[Size, doc("Share of the memory, or bytes (Ki, Mi, Gi); kept back from pods.", "50%", "2Gi")] = "50%"
     inodes: Annotated[int, Meta(ge=10_000, le=100_000_000, description="Files and directories at most.")] = 1 << 20
 
 
-class DisksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DisksConfig(Table, frozen=True):
     """File systems. A node with this table starts containerd only when /var is there."""
 
-    var: Annotated[VarConfig, Meta(description="The file system at /var.")] = VarConfig()
+    var: Annotated[VarConfig, doc("The file system at /var.")] = VarConfig()
 
 
-class RoleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RoleConfig(Table, frozen=True):
     """What a user or group may do by the API; root is always admin."""
 
-    role: Annotated[Literal["reader", "operator", "admin"], Meta(description="The role that is given.")]
-    uid: Annotated[Id | None, Meta(description="User id; either this or gid.", examples=[1000])] = None
-    gid: Annotated[Id | None, Meta(description="Group id; either this or uid.", examples=[1000])] = None
+    role: Annotated[Literal["reader", "operator", "admin"], doc("The role that is given.")]
+    uid: Annotated[Id | None, doc("User id; either this or gid.", 1000)] = None
+    gid: Annotated[Id | None, doc("Group id; either this or uid.", 1000)] = None
 
     def __post_init__(self) -> None:
         if (self.uid is None) == (self.gid is None):
             raise MismatchError("exactly one of uid and gid", "neither" if self.uid is None else "both")
 
 
-class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ApiConfig(Table, frozen=True):
     """The node's API."""
 
-    roles: Annotated[tuple[RoleConfig, ...], Meta(description="Roles by user or group.")] = ()
+    roles: Annotated[tuple[RoleConfig, ...], doc("Roles by user or group.")] = ()
 
 
-class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LogConfig(Table, frozen=True):
     """initd's own log."""
 
-    console: Annotated[
-        Literal["auto", "human", "json"], Meta(description="Form on the console; auto is human on a terminal.")
-    ] = "auto"
+    console: Annotated[Literal["auto", "human", "json"], doc("On the console; auto: human on a terminal.")] = "auto"
 
 
-class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(Table, frozen=True):
     """The whole configuration; Config() is what a node without any has."""
 
-    node: Annotated[NodeConfig, Meta(description="Name and address of the node.")] = NodeConfig()
-    network: Annotated[NetworkConfig, Meta(description="Links, addresses and routes.")] = NetworkConfig()
-    kubelet: Annotated[KubeletConfig, Meta(description="The kubelet and its static pods.")] = KubeletConfig()
-    containerd: Annotated[ContainerdConfig, Meta(description="The container runtime.")] = ContainerdConfig()
-    disks: Annotated[DisksConfig, Meta(description="File systems.")] = DisksConfig()
-    api: Annotated[ApiConfig, Meta(description="The node's API.")] = ApiConfig()
-    log: Annotated[LogConfig, Meta(description="initd's own log.")] = LogConfig()
+    node: Annotated[NodeConfig, doc("Name and address of the node.")] = NodeConfig()
+    network: Annotated[NetworkConfig, doc("Links, addresses and routes.")] = NetworkConfig()
+    kubelet: Annotated[KubeletConfig, doc("The kubelet and its static pods.")] = KubeletConfig()
+    containerd: Annotated[ContainerdConfig, doc("The container runtime.")] = ContainerdConfig()
+    disks: Annotated[DisksConfig, doc("File systems.")] = DisksConfig()
+    api: Annotated[ApiConfig, doc("The node's API.")] = ApiConfig()
+    log: Annotated[LogConfig, doc("initd's own log.")] = LogConfig()
 
 
 def parse(text: str, source: str) -> Config:

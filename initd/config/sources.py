@@ -149,20 +149,16 @@ def wants_early_var(text: str) -> bool:
 def _read(root: str, path: str, source: str) -> bytes | None:
     """At most MAX_SIZE + 1 bytes of a file; None if it is not there."""
     try:
-        descriptor = os.open(os.path.join(root, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(os.path.join(root, path), "rb", opener=_without_waiting) as file:
+            return file.read(MAX_SIZE + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ConfigError(source, f"opening /{path}: {error.strerror}") from None
-    data = b""
-    try:
-        while len(data) <= MAX_SIZE and (chunk := os.read(descriptor, MAX_SIZE + 1 - len(data))):
-            data += chunk
-    except OSError as error:
         raise ConfigError(source, f"reading /{path}: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
-    return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _text(data: bytes, source: str) -> str:

@@ -164,7 +164,7 @@ def test_the_default_of_var_is_what_is_mounted_without_a_table() -> None:
         ),
         (
             POD.replace('metadata.name = "web"', "metadata.labels = {}"),
-            "kubelet.static_pods[0].metadata.name: found nothing, expected a name",
+            "kubelet.static_pods[0].metadata.name: found nothing, expected an RFC 1123 subdomain",
         ),
         (
             POD.partition("[[kubelet.static_pods.spec")[0],
