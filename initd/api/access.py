@@ -1,9 +1,8 @@
 """Who may do what: the role of a peer on the API's Unix socket.
 
 The kernel says who connected (SO_PEERCRED, unix(7)); the peer's cgroup says whether that is a pod. A process in a pod
-has no role whatever its uid, root included, unless the configuration grants one to pods of that uid: a pod that mounts
-the socket must not own the node. Outside of pods uid 0 is admin, and everyone else has what the configuration grants,
-or no role at all.
+has no role whatever its uid, root included: a pod that mounts the socket must not own the node. Outside of pods uid 0
+is admin, and everyone else has what the configuration grants, or no role at all.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ _NOBODY: Mapping[int, Role] = MappingProxyType({})
 
 
 class Grants(NamedTuple):
-    """Roles that the configuration gives: by uid and by primary gid outside of pods, and by uid in pods."""
+    """Roles that the configuration gives, by uid and by primary gid."""
 
     users: Mapping[int, Role] = _NOBODY
     groups: Mapping[int, Role] = _NOBODY
-    pods: Mapping[int, Role] = _NOBODY
 
 
 def identify(connection: socket.socket, grants: Grants) -> Peer:
@@ -47,7 +45,7 @@ def identify(connection: socket.socket, grants: Grants) -> Peer:
 def role(uid: int, gid: int, grants: Grants, *, in_pod: bool) -> Role:
     """Decide what a peer may do."""
     if in_pod:
-        return grants.pods.get(uid, Role.NONE)
+        return Role.NONE
     if uid == 0:
         return Role.ADMIN
     return max(grants.users.get(uid, Role.NONE), grants.groups.get(gid, Role.NONE))

@@ -8,11 +8,8 @@ PID 1's file descriptors.
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
-import socket
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from initd.api.protocol import ApiError, Code, Response, encode
@@ -20,27 +17,13 @@ from initd.api.registry import Peer, Role
 from initd.api.session import HIGH_WATER, WRITE_DEADLINE, Api, Session
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_OF_ONE = 64
 _BACKLOG = 128
 _READ_SIZE = 8192  # what one peer may give the loop to do in one turn: a few hundred calls at most
-
-
-def listen(path: str) -> socket.socket:
-    """Return a socket that listens at path, in place of one that is there; everyone may connect. Raises OSError."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        listener.bind(path)
-        os.chmod(path, 0o666)  # noqa: S103 - see above
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 class Server:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 from initd import log
 from initd.api.methods import node as _node_methods  # noqa: F401 registers the methods that are called
 from initd.api.registry import METHODS, Peer, Role
-from initd.api.server import Server, listen
+from initd.api.server import Server
 from initd.api.session import Api
 from initd.client.connection import Client
 from initd.node import Node
+from tests.unit.api_support import listen
 
 if TYPE_CHECKING:
     import socket

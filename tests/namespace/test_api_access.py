@@ -11,7 +11,7 @@ import pytest
 
 from initd.api.access import Grants, identify
 from initd.api.registry import Role
-from initd.api.server import listen
+from tests.unit.api_support import listen
 
 if TYPE_CHECKING:
     from pathlib import Path

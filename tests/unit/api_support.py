@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from initd.api.protocol import ApiError, Code, Decoder, Message, Notification, Request, Response, encode
 from initd.api.registry import Call, Method, Peer, Role
-from initd.api.server import Connection, Server, listen
+from initd.api.server import Connection, Server
 from initd.api.session import Api
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
@@ -95,6 +96,15 @@ class Methods:
             "forever": (forever, Role.READER),
         }
         return {name: Method(name, role, function) for name, (function, role) in functions.items()}
+
+
+def listen(path: str) -> socket.socket:
+    """A socket that listens at path."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener.bind(path)
+    os.chmod(path, 0o666)  # noqa: S103 users of all kinds connect
+    listener.listen()
+    return listener
 
 
 def make_api(log: Log, methods: Methods) -> Api:

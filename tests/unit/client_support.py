@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from initd.api.protocol import ApiError, Code
 from initd.api.registry import Call, Method, Role
-from initd.api.server import Server, listen
+from initd.api.server import Server
 from initd.api.session import Api
-from tests.unit.api_support import Log, as_role
+from tests.unit.api_support import Log, as_role, listen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

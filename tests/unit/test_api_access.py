@@ -11,7 +11,7 @@ from initd.api import access
 from initd.api.access import Grants, identify, is_pod, role
 from initd.api.registry import Role
 
-GRANTS = Grants(users={1000: Role.OPERATOR}, groups={100: Role.READER, 0: Role.READER}, pods={65532: Role.READER})
+GRANTS = Grants(users={1000: Role.OPERATOR}, groups={100: Role.READER, 0: Role.READER})
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,6 @@ GRANTS = Grants(users={1000: Role.OPERATOR}, groups={100: Role.READER, 0: Role.R
         pytest.param(5, 5, False, Role.NONE, id="anyone else"),
         pytest.param(0, 0, True, Role.NONE, id="root in a pod"),
         pytest.param(1000, 100, True, Role.NONE, id="a user of that number in a pod"),
-        pytest.param(65532, 65532, True, Role.READER, id="a pod that was granted one"),
-        pytest.param(65532, 65532, False, Role.NONE, id="a pod's grant outside of pods"),
     ],
 )
 def test_role(uid: int, gid: int, in_pod: bool, expected: Role) -> None:

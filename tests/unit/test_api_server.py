@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from initd import boot
 from initd.api import server as server_module
 from initd.api import session
 from initd.api.protocol import Notification, Request, Response, encode
 from initd.api.registry import Peer, Role
+from initd.node import Node
 from tests.unit.api_support import Running, as_role, running, until
 
 if TYPE_CHECKING:
@@ -329,11 +331,12 @@ def test_a_peer_that_the_kernel_does_not_know_any_more_is_dropped(tmp_path: Path
     asyncio.run(run())
 
 
-def test_everyone_may_connect_to_the_socket_and_a_stale_one_is_replaced(tmp_path: Path) -> None:
-    path = str(tmp_path / "api.sock")
-    for _ in range(2):
-        server_module.listen(path).close()
-        assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
+def test_everyone_may_connect_to_the_socket_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node, path = Node(), str(tmp_path / "api.sock")
+    monkeypatch.setattr(boot, "API_SOCKET", path)
+    boot.listen(node)
+    node.listener.close()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
 
 
 def test_requests_cut_anywhere_are_put_together(tmp_path: Path) -> None:
