@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import stat
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -235,6 +236,29 @@ def test_a_slow_reader_of_a_stream_loses_items_is_told_how_many_and_slows_no_one
         assert received + dropped == 2000
 
     serve(tmp_path, test)
+
+
+def test_one_that_asks_for_all_it_may_and_never_reads_takes_no_memory_and_no_ones_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "STREAM_PATIENCE", 0.0)
+
+    async def test(node: Running) -> None:
+        other = await node.connect()
+        deaf = connect_without_reading(node.path)
+        tracemalloc.start()
+        deaf.send(b"".join(encode(Request(msgid, "count", [2000, 1000])) for msgid in range(session.MAX_CALLS)))
+        answered = 0
+        while node.methods.ended < session.MAX_CALLS:
+            answered += (await other.call("echo", "quick")).result == "quick"
+        assert answered > 3, "a call, which takes a few turns of the loop, gets them between bursts of the streams"
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20, "of 128 MB that were asked for"
+        deaf.close()
+
+    try:
+        serve(tmp_path, test)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_reader_that_only_pauses_for_a_moment_loses_nothing(tmp_path: Path) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 import threading
+import time
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
+from initd.api.protocol import Request, encode
+from qemu import bridge
+from qemu.mux import MAX_CALLS
 from tests.vm import manifests
 from tests.vm.conftest import http_get, pods, service, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from initd.client.connection import Client
     from qemu.machine import Machine
     from tests.vm.conftest import Probe
 
@@ -137,3 +144,35 @@ def test_garbage_and_floods_on_the_bridge_leave_the_node_ready(running: Machine)
         for liar in liars:
             liar.close()
     assert ready(running)
+
+
+def test_who_asks_for_much_and_never_reads_is_cut_off_and_costs_no_one_else(
+    running: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's log over and over, on the serial line that all clients of the bridge share."""
+    monkeypatch.setattr(bridge, "CLIENT_BUFFER", 1 << 20)  # enough for 16 logs
+    with running.client() as healthy, socket.socket(socket.AF_UNIX) as deaf:
+        before = resident(healthy)
+        deaf.settimeout(30)
+        deaf.connect(str(running.console.parent / "api.sock"))
+        hung_up = select.poll()
+        hung_up.register(deaf, 0)
+        numbers = count(1)
+        slowest = 0.0
+        end = time.monotonic() + 60.0
+        while not hung_up.poll(0):
+            assert time.monotonic() < end, "is still served"
+            try:
+                deaf.sendall(b"".join(encode(Request(next(numbers), "kernel.log", [])) for _ in range(MAX_CALLS)))
+            except OSError:
+                break
+            asked = time.monotonic()
+            assert healthy.call("version")["boot_id"] == running.journal.boot_id
+            slowest = max(slowest, time.monotonic() - asked)
+        assert slowest < 5.0, "all others wait for who does not read"
+        assert resident(healthy) < before + (4 << 20)
+
+
+def resident(client: Client) -> int:
+    """Return how much memory of PID 1 is in use, in bytes."""
+    return int(next(process["resident_bytes"] for process in client.call("processes") if process["pid"] == 1))
