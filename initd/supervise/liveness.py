@@ -43,7 +43,7 @@ async def ask(service: Service) -> None:
     """Probe one service; bad answers for `health.PATIENCE` seconds, or a missed watchdog, end it to start it again."""
     if service.state is not State.RUNNING:
         return
-    limit = service.spec.watchdog_seconds
+    limit = service.watchdog_seconds
     if limit and boottime() - service.watchdog_at > limit:
         service.handle(Event.UNHEALTHY, f"no WATCHDOG=1 for {limit:g} s")
         return

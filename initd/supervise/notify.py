@@ -9,8 +9,8 @@ import os
 import struct
 from _socket import (
     AF_UNIX,
-    MSG_CMSG_CLOEXEC,
-    SCM_RIGHTS,
+    CMSG_LEN,
+    MSG_TRUNC,
     SO_PASSCRED,
     SOCK_CLOEXEC,
     SOCK_DGRAM,
@@ -20,13 +20,18 @@ from _socket import (
 from _socket import socket as Socket  # noqa: N812 the C type: importing `socket` costs the start of containerd
 from typing import TYPE_CHECKING
 
+from initd import log
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SCM_CREDENTIALS = 2
 DATAGRAM_BYTES = 4096
 BATCH = 32
-_CREDENTIALS = struct.Struct("3i")
+VALUES = {"READY": ("1",), "STOPPING": ("1",), "WATCHDOG": ("1", "trigger")}
+NUMBERS = frozenset({"MAINPID", "ERRNO", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC"})
+DIGITS = 20  # of an unsigned 64-bit number
+_CREDENTIALS = struct.Struct("3i")  # unix(7), struct ucred: pid, uid, gid
+CREDENTIALS_BYTES = CMSG_LEN(_CREDENTIALS.size)
 
 
 class NotifySocket:
@@ -46,28 +51,47 @@ class NotifySocket:
         """The descriptor to wait on."""
         return self._socket.fileno()
 
-    def receive(self, main: int | None, accept: Callable[[dict[str, str]], None]) -> None:
-        """Hand each waiting message of the process `main` to `accept`; at most `BATCH` a turn. Never blocks."""
+    def receive(self, is_main: Callable[[int], bool], accept: Callable[[dict[str, str]], str | None]) -> None:
+        """Hand each waiting message of the main process to `accept`; at most `BATCH` a turn. Never blocks.
+
+        `is_main` is asked for each sender anew: a message may name another main process. What `accept` returns is
+        logged as what is wrong with the message. Descriptors that were passed find no room: the kernel closes them,
+        which is also the answer to BARRIER=1, since what came before it has been handled.
+        """
         for _ in range(BATCH):
             try:
-                data, ancillary, _, _ = self._socket.recvmsg(DATAGRAM_BYTES, 256, MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._socket.recvmsg(DATAGRAM_BYTES, CREDENTIALS_BYTES)
             except OSError:
                 return  # nothing is left, or the sender is gone
-            sender = None
-            for level, kind, payload in ancillary:
-                if level == SOL_SOCKET and kind == SCM_CREDENTIALS:
-                    sender = _CREDENTIALS.unpack_from(payload)[0]
-                elif level == SOL_SOCKET and kind == SCM_RIGHTS:
-                    # BARRIER=1 passes a pipe and waits until we close it; any other descriptor is none of ours.
-                    for (descriptor,) in struct.iter_unpack("i", payload[: len(payload) // 4 * 4]):
-                        os.close(descriptor)
-            if sender is None or sender != main:
+            sender = _CREDENTIALS.unpack(ancillary[0][2])[0] if ancillary else 0
+            if not is_main(sender):
+                problem: str | None = f"pid {sender} is not the main process"
+            elif flags & MSG_TRUNC or (message := parse(data)) is None:
+                problem = "no assignments in UTF-8, or too long"
+            else:
+                problem = accept(message)
+            if problem is not None:
                 self.refused += 1
-                continue
-            accept(parse(data))
+                if self.refused & (self.refused - 1) == 0:  # the first, second, fourth, eighth and so on
+                    log.warning(f"{self.path}: message ignored", reason=problem, count=self.refused)
 
 
-def parse(data: bytes) -> dict[str, str]:
-    """The assignments of one message, `KEY=value` a line; other lines are passed over, as the protocol asks."""
-    lines = (line.partition("=") for line in data.decode(errors="replace").split("\n"))
-    return {key: value for key, separator, value in lines if separator}
+def parse(data: bytes) -> dict[str, str] | None:
+    """The assignments (`KEY=value` a line) of one message that mean something here; None if it is no such message.
+
+    BARRIER=1 is not among them: it asks for nothing but its descriptor's end, and makes void what stands beside it.
+    """
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError:
+        return None
+    pairs = [(key, value) for key, separator, value in (line.partition("=") for line in lines) if separator]
+    if not pairs:
+        return None
+    return {} if ("BARRIER", "1") in pairs else {key: value for key, value in pairs if _is_known(key, value)}
+
+
+def _is_known(key: str, value: str) -> bool:
+    if key in NUMBERS:
+        return value.isascii() and value.isdecimal() and len(value) <= DIGITS
+    return value in VALUES.get(key, ()) or (key == "STATUS" and value.isprintable())

@@ -6,23 +6,25 @@ it.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from initd import log, native
+from initd.native import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from initd.native import Exit
-
 BATCH = 256
-CLD_EXITED, CLD_KILLED, CLD_DUMPED = 1, 2, 3
+UNKNOWN, CLD_EXITED, CLD_KILLED, CLD_DUMPED = 0, 1, 2, 3
 
 
 def describe(end: Exit) -> str:
     """An end in words: `exited with code 1`, `killed by SIGKILL`, `killed by SIGSEGV (core dumped)`."""
     if end.code == CLD_EXITED:
         return f"exited with code {end.status}"
+    if end.code == UNKNOWN:
+        return "ended; its parent knows how"
     import signal  # noqa: PLC0415 its enums cost the start of every boot
 
     try:
@@ -42,6 +44,13 @@ class Reaper:
     def watch(self, pid: int, ended: Callable[[Exit], None]) -> None:
         """Call `ended` once, when the child `pid` has been reaped."""
         self._waiting[pid] = ended
+
+    def gone(self, pid: int) -> None:
+        """A watched process has ended: if it was another's child, tell its `ended` now, but not how."""
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self._waiting.pop(pid)(Exit(pid, 0, UNKNOWN, 0))
 
     def reap(self) -> bool:
         """Reap at most `BATCH` children; returns whether there may be more. Never raises, never blocks."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from initd import cgroups, log, native
 from initd.events import boottime
 from initd.supervise.backoff import Backoff
-from initd.supervise.notify import NotifySocket
+from initd.supervise.notify import NUMBERS, NotifySocket
 from initd.supervise.output import Output
 from initd.supervise.reap import describe
 from initd.supervise.states import HAS_PROCESS, IGNORED, WANTED, Action, Event, State, step
@@ -35,7 +35,8 @@ HISTORY = 100
 KILL_AGAIN = 2.0
 EXIT_NOT_IMPLEMENTED = 70
 LAST_LINES = 20
-USEC_DIGITS = 20  # of an unsigned 64-bit number
+STATUS_LENGTH = 200
+EXTENSIONS = 10  # a start may be put off so many times its deadline
 
 
 class Process(NamedTuple):
@@ -57,6 +58,7 @@ class Service:
         self.restarts = 0
         self.status_text = ""
         self.last_exit: str | None = None
+        self.watchdog_seconds = spec.watchdog_seconds
         self.watchdog_at = 0.0
         self.trouble_since: float | None = None
         self.retired = False
@@ -74,6 +76,8 @@ class Service:
         self._spawned = False
         self._failed_spawn: str | None = None
         self._ready_at: float | None = None
+        self._start_by = 0.0
+        self._errno = ""
         self._oom_kills = 0
 
     # What others ask for.
@@ -145,8 +149,10 @@ class Service:
                 self.handle(Event.EXITED_AGAIN if again else Event.SPAWN_FAILED, self._failed_spawn)
             case Action.SPAWN:
                 self._arm(self.spec.start_seconds)
-            case Action.TERMINATE:
-                self._terminate()
+                self._start_by = boottime() + EXTENSIONS * self.spec.start_seconds
+            case Action.TERMINATE | Action.AWAIT:
+                if action is Action.TERMINATE:
+                    self._terminate()
                 self._arm(self.spec.stop_seconds)
             case Action.KILL:
                 self._kill()
@@ -215,7 +221,8 @@ class Service:
                 if descriptor >= 0:
                     os.close(descriptor)
         self.process = Process(child.pid, child.pidfd)
-        self.status_text = ""
+        self.status_text = self._errno = ""
+        self.watchdog_seconds = self.spec.watchdog_seconds
         self._oom_kills = cgroups.oom_kills(self.spec.cgroup)
         self._reaper.watch(child.pid, self._ended)
         self.started()
@@ -255,11 +262,12 @@ class Service:
         """Called when the process is gone, or did not come to be."""
 
     def _ended(self, end: Exit) -> None:
-        process, self.process = self.process, None
-        if process is None:
+        self._receive()  # its last words: why it ends, or who it is from now on
+        if self.process is None or end.pid != self.process.pid:
             return
-        os.close(process.pidfd)
-        self.last_exit = describe(end)
+        self._let_go(self.process)
+        self.process = None
+        self.last_exit = describe(end) + self._errno
         if cgroups.oom_kills(self.spec.cgroup) > self._oom_kills:
             self.last_exit += " (out of memory)"
         if not self.spec.main_only:
@@ -273,6 +281,36 @@ class Service:
             ready = 0.0 if self._ready_at is None else boottime() - self._ready_at
             self._backoff_delay = self._backoff.failed(ready)
         self.handle(Event.EXITED_AGAIN if self._backoff.looping else Event.EXITED, self.last_exit)
+
+    def _let_go(self, process: Process) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(process.pidfd)
+        os.close(process.pidfd)
+
+    def _hand_over(self, pid: int) -> str | None:
+        """Take another process of its cgroup for the main one; returns what is wrong with it."""
+        if self._is_main(pid):
+            return None
+        try:
+            pidfd = native.pidfd_open(pid)  # before the cgroup is read: by then the number could be another's
+        except (OSError, OverflowError):
+            return f"MAINPID={pid} is no process"
+        if pid not in cgroups.processes(self.spec.cgroup):
+            os.close(pidfd)
+            return f"MAINPID={pid} is outside of its cgroup"
+        if self.process is not None:
+            self._let_go(self.process)
+        self.process = Process(pid, pidfd)
+        self._reaper.watch(pid, self._ended)
+        if self._loop is not None:
+            self._loop.add_reader(pidfd, self._gone, self.process)  # it may be, and stay, another's child
+        log.info(f"{self.spec.name}: has another main process", pid=pid)
+        return None
+
+    def _gone(self, process: Process) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(process.pidfd)
+        self._reaper.gone(process.pid)
 
     def _terminate(self) -> None:
         if self.process is None:
@@ -318,19 +356,30 @@ class Service:
 
     def _receive(self) -> None:
         if self._notify is not None:
-            self._notify.receive(self.process.pid if self.process else None, self._accept)
+            self._notify.receive(self._is_main, self._accept)
 
-    def _accept(self, message: dict[str, str]) -> None:
-        if "STATUS" in message:
-            self.status_text = message["STATUS"][:200]
-        if message.get("WATCHDOG") == "1":
+    def _is_main(self, pid: int) -> bool:
+        return self.process is not None and pid == self.process.pid
+
+    def _accept(self, message: dict[str, str]) -> str | None:
+        """Do what a message asks for (sd_notify(3)), as `notify.parse` gives it; returns what is wrong with it."""
+        number = {key: int(message[key]) for key in NUMBERS & message.keys()}
+        wrong = self._hand_over(number["MAINPID"]) if "MAINPID" in number else None
+        self.status_text = message.get("STATUS", self.status_text)[:STATUS_LENGTH]
+        if "ERRNO" in number:
+            self._errno = f" ({errno.errorcode.get(number['ERRNO'], 'an unknown errno')})"
+        if "WATCHDOG_USEC" in number:
+            self.watchdog_seconds = number["WATCHDOG_USEC"] / 1e6
+        if "WATCHDOG_USEC" in number or message.get("WATCHDOG") == "1":
             self.watchdog_at = boottime()
+        if "EXTEND_TIMEOUT_USEC" in number and self.state is State.STARTING and self._deadline is not None:
+            now = boottime()
+            longer = min(number["EXTEND_TIMEOUT_USEC"] / 1e6, self.spec.start_seconds, self._start_by - now)
+            self._arm(max(longer, self._deadline - now))
         if message.get("WATCHDOG") == "trigger":
             self.handle(Event.UNHEALTHY, "asked to be ended (WATCHDOG=trigger)")
-        if "EXTEND_TIMEOUT_USEC" in message and self._deadline is not None:
-            asked = message["EXTEND_TIMEOUT_USEC"]
-            if asked.isdecimal() and len(asked) <= USEC_DIGITS and self.state is State.STARTING:
-                longer = min(int(asked) / 1e6, self.spec.start_seconds)
-                self._arm(max(longer, self._deadline - boottime()))
-        if message.get("READY") == "1":
+        if "READY" in message:
             self.handle(Event.READY, "ready")
+        if "STOPPING" in message:
+            self.handle(Event.ENDING, "says that it is stopping")
+        return wrong

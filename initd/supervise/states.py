@@ -9,7 +9,7 @@ each.
     running      its process said that it is ready
     stopping     told to end, and will stay down
     restarting   told to end, and will be started as soon as it has
-    failing      told to end because it missed its start deadline or failed its liveness checks; backs off afterwards
+    failing      missed its start deadline, failed its liveness checks, or says that it ends; backs off afterwards
     backoff      ended unasked; starts again when its delay is over
     crash-loop   the same after several failures in a row: a state of its own, so that it is seen
 
@@ -17,8 +17,8 @@ What happens to it is an `Event`. `step` looks the pair up: every pair has an en
 done too (`IGNORED`), so that a test can hold the table to be complete. `service.Service` carries the actions out.
 
 At most one main process lives: SPAWN stands only in rows that leave a state without a process, or that an end of the
-process leads out of. A stop always ends: TERMINATE arms a deadline, its TIMER kills, and goes on killing. A start
-during a stop is not lost: it makes `stopping` into `restarting`.
+process leads out of. A stop always ends: TERMINATE and AWAIT arm a deadline, its TIMER kills, and goes on killing. A
+start during a stop is not lost: it makes `stopping` into `restarting`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Event(Enum):
     RESTART = "restart requested"
     READY = "ready"
     UNHEALTHY = "liveness failed"
+    ENDING = "says that it is stopping"
     EXITED = "exited"
     EXITED_AGAIN = "exited again"  # or could not be started: the latest of several failures in a row
     EXITED_EARLY = "exited before what it needs was there"
@@ -63,6 +64,7 @@ class Action(Enum):
     SPAWN = "start its process, with a deadline to become ready"
     CONFIRM = "note that it is ready, no deadline runs"
     TERMINATE = "ask its process to end, with a deadline"
+    AWAIT = "give its process a deadline to end"
     KILL = "kill what is left in its cgroup, and look again"
     BACK_OFF = "wait for its delay"
     REST = "no deadline runs"
@@ -97,6 +99,7 @@ _LIVES = {
     Event.STOP: Step(_STOPPING, Action.TERMINATE),
     Event.RESTART: Step(_RESTARTING, Action.TERMINATE),
     Event.UNHEALTHY: Step(_FAILING, Action.TERMINATE),
+    Event.ENDING: Step(_FAILING, Action.AWAIT),
 }
 _WAITS = {
     Event.TIMER: Step(_S, Action.SPAWN),

@@ -9,11 +9,12 @@
 `isolated(body)` runs `body` as process 1 of new pid, mount, net, uts and ipc namespaces: private mounts, a /proc of its
 own, loopback down. What it returns is pickled and returned; what it raises fails the test, with its traceback. All
 processes that it started die with it. `cgroup` is the path of a fresh leaf in the host's v2 tree, wherever that is
-mounted.
+mounted. `scene(act)` runs a coroutine function as process 1, with a loop, a reaper and services (supervision.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import select
@@ -23,11 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
-from initd import native
+from initd import cgroups, native
 from initd.native import MountFlag, Namespace
+from tests.namespace.supervision import Init
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from tests.namespace.supervision import Scene
 
 T = TypeVar("T")
 DEADLINE = 60.0  # seconds
@@ -124,6 +128,11 @@ def cgroup() -> Iterator[Path]:
     path = cgroup2_root() / f"initd-test-{os.getpid()}"
     path.mkdir()
     yield path
+    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Kill what is left in a cgroup and remove it."""
     (path / "cgroup.freeze").write_text("0")
     (path / "cgroup.kill").write_text("1")
     events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
@@ -134,3 +143,27 @@ def cgroup() -> Iterator[Path]:
             pytest.fail(f"{path} still has processes after 10 s")
     os.close(events)
     path.rmdir()
+
+
+@pytest.fixture
+def scene(isolated: Isolated, cgroup: Path) -> Scene:
+    """Run a coroutine of a fresh Init as process 1, with a /run and a cgroup tree of its own; returns its result."""
+
+    def run(act: Callable[[Init], Coroutine[Any, Any, Any]]) -> Any:
+        def body() -> Any:
+            native.mount(str(cgroup), cgroups.ROOT, "", MountFlag.BIND)
+            native.mount("tmpfs", "/run", "tmpfs")
+            os.makedirs("/run/initd/notify")
+
+            async def whole() -> Any:
+                async with asyncio.timeout(30):
+                    return await act(Init())
+
+            return asyncio.run(whole())
+
+        try:
+            return isolated(body)
+        finally:
+            remove(cgroup / "probe")
+
+    return run

@@ -2,102 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
-import select
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
-from initd import cgroups, init, native
-from initd.native import MountFlag
-from initd.node import Node
-from initd.services import ServiceSpec
-from initd.supervise.service import Service
+from initd import cgroups, native
 from initd.supervise.states import State
+from tests.namespace.supervision import PYTHON, TELL, replaced
 from tests.unit.api_support import until
 from tests.unit.core_support import states
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from pathlib import Path
-
-    from tests.namespace.conftest import Isolated
-
-ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
-PYTHON = (sys.executable, "-I", "-S", "-c")
-TELL = """
-import os, signal, socket
-def tell(text):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
-        client.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
-"""
-
-
-class Init:
-    """A node without boot: its loop, its reaper, its services."""
-
-    def __init__(self) -> None:
-        self.node = Node()
-        self.node.loop = asyncio.get_running_loop()
-        signals = native.signalfd([signal.SIGCHLD])
-        self.node.loop.add_reader(signals, init._on_signal, self.node, signals)
-
-    def service(self, argv: tuple[str, ...], **options: Any) -> Service:
-        service = Service(
-            ServiceSpec("probe", argv, ENVIRONMENT, "probe", **{"stop_seconds": 0.3, **options}),
-            self.node.events,
-            self.node.reaper,
-        )
-        service.changed = self.node.service_changed
-        self.node.services["probe"] = service
-        service.attach(asyncio.get_running_loop())
-        return service
-
-
-def remove(path: Path) -> None:
-    """Kill what is left in a cgroup and remove it."""
-    (path / "cgroup.kill").write_text("1")
-    with (path / "cgroup.events").open() as events:
-        poller = select.poll()
-        poller.register(events, select.POLLPRI)
-        while "populated 1" in os.pread(events.fileno(), 4096, 0).decode():
-            assert poller.poll(10_000), f"{path} still has processes"
-    path.rmdir()
-
-
-@pytest.fixture
-def scene(isolated: Isolated, cgroup: Path) -> Callable[[Callable[[Init], Coroutine[Any, Any, Any]]], Any]:
-    """Run a coroutine of a fresh Init as process 1, with a /run and a cgroup tree of its own; returns its result."""
-
-    def run(act: Callable[[Init], Coroutine[Any, Any, Any]]) -> Any:
-        def body() -> Any:
-            native.mount(str(cgroup), cgroups.ROOT, "", MountFlag.BIND)
-            native.mount("tmpfs", "/run", "tmpfs")
-            os.makedirs("/run/initd/notify")
-
-            async def whole() -> Any:
-                async with asyncio.timeout(30):
-                    return await act(Init())
-
-            return asyncio.run(whole())
-
-        try:
-            return isolated(body)
-        finally:
-            remove(cgroup / "probe")
-
-    return run
-
-
-Scene = Any
-
-
-def replaced(service: Service, pid: int) -> bool:
-    return service.process is not None and service.process.pid != pid
+    from initd.supervise.service import Service
+    from tests.namespace.supervision import Init, Scene
 
 
 def is_stopped(service: Service) -> bool:

@@ -52,6 +52,9 @@ class Clock:
     def add_reader(self, descriptor: int, function: Callable[[], object]) -> None:
         self.readers[descriptor] = function
 
+    def remove_reader(self, descriptor: int) -> bool:
+        return self.readers.pop(descriptor, None) is not None
+
     def pending(self) -> list[Timer]:
         """The timers that will still fire, the next one first."""
         self.timers = sorted((timer for timer in self.timers if not timer.cancelled), key=lambda timer: timer.at)

@@ -141,6 +141,20 @@ def test_a_watchdog_counts_from_readiness(monkeypatch: pytest.MonkeyPatch) -> No
     assert made.service.history[-1]["reason"] == "no WATCHDOG=1 for 30 s"
 
 
+def test_a_service_may_set_its_watchdog_until_its_next_start(bench: Bench) -> None:
+    bench.service._accept({"WATCHDOG_USEC": "5000000"})
+    bench.world.clock.advance(6)
+    assert bench.ask() is State.FAILING
+    assert bench.service.history[-1]["reason"] == "no WATCHDOG=1 for 5 s"
+    bench.world.end(bench.service)
+    bench.world.advance(30)
+    bench.service._accept({"READY": "1"})
+    bench.world.clock.advance(6)
+    assert bench.ask() is State.RUNNING
+    bench.service._accept({"WATCHDOG_USEC": "5000000"})
+    assert bench.ask() is State.RUNNING, "it counts from now"
+
+
 def test_an_answer_about_one_that_is_gone_counts_for_nothing(bench: Bench) -> None:
     async def probe(*_where: object) -> str:
         bench.world.end(bench.service)

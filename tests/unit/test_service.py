@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from initd.services import ServiceSpec
 from initd.supervise.backoff import HEALTHY, LOOP
+from initd.supervise.notify import parse
 from initd.supervise.reap import CLD_KILLED
-from initd.supervise.service import HISTORY, KILL_AGAIN, Service
+from initd.supervise.service import EXTENSIONS, HISTORY, KILL_AGAIN, Service
 from initd.supervise.states import Event, State
 from tests.unit.core_support import World, states
 
@@ -40,7 +41,13 @@ class Bench:
     def run(self) -> None:
         """Start it and let it say that it is ready."""
         self.service.start()
-        self.service._accept({"READY": "1"})
+        self.say("READY=1")
+
+    def say(self, text: str) -> None:
+        """Let the main process send this."""
+        message = parse(text.encode())
+        assert message is not None
+        assert self.service._accept(message) is None
 
     def state(self) -> State:
         return self.service.state
@@ -95,7 +102,7 @@ def test_health_ends_a_loop_but_a_start_that_hangs_does_not(bench: Bench) -> Non
         bench.world.advance(SPEC.start_seconds + SPEC.stop_seconds + KILL_AGAIN)  # alive for over a minute, never ready
         bench.world.advance(30)
     assert "crash-loop" in states(bench.service)
-    bench.service._accept({"READY": "1"})
+    bench.say("READY=1")
     bench.world.advance(HEALTHY)
     bench.world.end(bench.service)
     assert bench.state() is State.BACKOFF
@@ -230,22 +237,67 @@ def test_not_ready_in_time_is_a_failure(bench: Bench) -> None:
 def test_it_may_ask_for_more_time_but_not_for_less_nor_for_ever(bench: Bench) -> None:
     bench.service.start()
     for worthless in ("1", "-5", "soon", "9" * 400, ""):
-        bench.service._accept({"EXTEND_TIMEOUT_USEC": worthless})
+        bench.say(f"EXTEND_TIMEOUT_USEC={worthless}")
     bench.world.advance(SPEC.start_seconds - 1)
     assert bench.state() is State.STARTING
-    bench.service._accept({"EXTEND_TIMEOUT_USEC": "30000000"})
+    bench.say("EXTEND_TIMEOUT_USEC=30000000")
     bench.world.advance(29)
     assert bench.state() is State.STARTING
-    bench.service._accept({"EXTEND_TIMEOUT_USEC": "9" * 20})
+    bench.say("EXTEND_TIMEOUT_USEC=" + "9" * 20)
     bench.world.clock.advance(SPEC.start_seconds)
     assert bench.state() is State.FAILING
-    bench.service._accept({"EXTEND_TIMEOUT_USEC": "30000000"})
+    bench.say("EXTEND_TIMEOUT_USEC=30000000")
     assert bench.world.clock.pending()[0].at == bench.world.clock.now + SPEC.stop_seconds
+
+
+def test_it_cannot_ask_for_more_time_again_and_again(bench: Bench) -> None:
+    bench.service.start()
+    for _ in range(2 * EXTENSIONS):
+        bench.say("EXTEND_TIMEOUT_USEC=60000000")
+        bench.world.clock.advance(SPEC.start_seconds - 1)
+    began, ended = (entry["monotonic"] for entry in bench.service.history)
+    assert bench.state() is not State.STARTING
+    assert ended - began == EXTENSIONS * SPEC.start_seconds
+
+
+def test_one_that_says_that_it_stops_is_awaited_then_killed_and_starts_again(bench: Bench) -> None:
+    bench.run()
+    bench.say("STOPPING=1\nSTATUS=going")
+    assert (bench.state(), bench.signals()) == (State.FAILING, []), "a second SIGTERM makes some give up at once"
+    assert bench.service.history[-1]["reason"] == "says that it is stopping"
+    bench.world.clock.advance(SPEC.stop_seconds - 1)
+    assert bench.signals() == []
+    bench.world.clock.advance(1)
+    assert bench.signals() == [signal.SIGKILL]
+    bench.world.advance(0)
+    assert states(bench.service)[-2:] == ["failing", "backoff"]
+
+
+def test_a_stop_that_was_asked_for_is_no_failure(bench: Bench) -> None:
+    bench.run()
+    bench.service.stop()
+    bench.say("STOPPING=1")
+    bench.world.end(bench.service, status=0)
+    assert states(bench.service)[-2:] == ["stopping", "down"]
+
+
+def test_the_errno_that_it_names_stands_in_its_exit_until_its_next_start(bench: Bench) -> None:
+    bench.run()
+    bench.say("ERRNO=2")
+    bench.world.end(bench.service)
+    assert bench.service.last_exit == "exited with code 1 (ENOENT)"
+    bench.world.advance(30)
+    bench.world.end(bench.service)
+    assert bench.service.last_exit == "exited with code 1"
+    bench.world.advance(30)
+    bench.say(f"ERRNO={2**64 - 1}")
+    bench.world.end(bench.service)
+    assert bench.service.last_exit == "exited with code 1 (an unknown errno)"
 
 
 def test_a_service_may_ask_to_be_ended(bench: Bench) -> None:
     bench.run()
-    bench.service._accept({"WATCHDOG": "trigger", "STATUS": "x" * 1000})
+    bench.say(f"WATCHDOG=trigger\nSTATUS={'x' * 1000}")
     assert bench.state() is State.FAILING
     assert bench.service.status_text == "x" * 200
 
@@ -277,7 +329,7 @@ def test_its_history_is_bounded(bench: Bench) -> None:
 
 
 STEPS = st.sampled_from(
-    ["start", "stop", "restart", "ready", "end", "unhealthy", "unblocked", "refuse", "allow", "time"]
+    ["start", "stop", "restart", "ready", "stopping", "end", "unhealthy", "unblocked", "refuse", "allow", "time"]
 )
 
 
@@ -296,7 +348,9 @@ def test_whatever_happens_there_is_one_process_and_the_last_wish_holds(steps: li
                 case "end" if service.process is not None:
                     bench.world.end(service)
                 case "ready":
-                    service._accept({"READY": "1"})
+                    bench.say("READY=1")
+                case "stopping":
+                    bench.say("STOPPING=1")
                 case "unhealthy":
                     service.handle(Event.UNHEALTHY, "no answer")
                 case "unblocked":
