@@ -33,10 +33,11 @@ class Files:
 
 def built() -> Bootable:
     """Return the image of this tree, built if it is not in the cache. Raises HarnessError."""
-    # Not there when only the package is installed, and not needed by whoever gives an image.
-    from rootfs import build  # noqa: PLC0415
-    from rootfs.progress import BuildError, Progress  # noqa: PLC0415
-
+    try:
+        from rootfs import build  # noqa: PLC0415 whoever gives an image needs none of it
+        from rootfs.progress import BuildError, Progress  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise HarnessError("the installed package cannot build an image", "give one (--kernel FILE), or use a clone") from None
     try:
         return build.image(Progress())
     except BuildError as error:
