@@ -37,7 +37,7 @@ def built() -> Bootable:
         from rootfs import build  # noqa: PLC0415 whoever gives an image needs none of it
         from rootfs.progress import BuildError, Progress  # noqa: PLC0415
     except ModuleNotFoundError:
-        raise HarnessError("the installed package cannot build an image", "give one (--kernel FILE), or use a clone") from None
+        raise HarnessError("no image is installed", "give one (--kernel FILE), or use a clone") from None
     try:
         return build.image(Progress())
     except BuildError as error:

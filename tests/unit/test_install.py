@@ -74,7 +74,7 @@ def test_the_harness_says_that_it_has_no_image(programs: Path, tmp_path: Path) -
     folders = {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     done = run(programs / "python", "-m", "qemu", "boot", **folders)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "qemu: the installed package cannot build an image; give one (--kernel FILE), or use a clone\n"
+    assert done.stderr == "qemu: no image is installed; give one (--kernel FILE), or use a clone\n"
 
 
 def test_the_native_extension_is_not_there(programs: Path) -> None:
