@@ -133,15 +133,17 @@ class LinkInfo(TypedDict):
 
 
 class LeaseInfo(TypedDict):
-    """A DHCP lease; times are seconds since boot (CLOCK_BOOTTIME)."""
+    """A DHCP lease; times are seconds since boot (CLOCK_BOOTTIME), a route is its destination and its gateway."""
 
     link: str
     address: str
     server: str
     gateway: str | None
+    routes: list[tuple[str, str | None]]
     dns: list[str]
     ntp: list[str]
     hostname: str | None
+    mtu: int | None
     obtained: float
     renew: float
     rebind: float

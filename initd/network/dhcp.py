@@ -236,14 +236,14 @@ class Client:
         lease = self.lease
         match self.state:
             case State.REQUESTING if self._offer:
-                options[Option.REQUESTED_ADDRESS] = inet_aton(self._offer.address)
+                options[Option.REQUESTED_ADDRESS] = inet_aton(self._offer.host)
                 options[Option.SERVER_ID] = inet_aton(self._offer.server)
             case State.REBOOTING if lease:
-                options[Option.REQUESTED_ADDRESS] = inet_aton(lease.address)
+                options[Option.REQUESTED_ADDRESS] = inet_aton(lease.host)
             case State.RENEWING if lease:
-                client, source, destination = lease.address, lease.address, lease.server
+                client, source, destination = lease.host, lease.host, lease.server
             case State.REBINDING if lease:
-                client, source = lease.address, lease.address
+                client, source = lease.host, lease.host
             case _:
                 kind = Kind.DISCOVER
         seconds = int(max(0.0, now - self.since)) if not lease else 0

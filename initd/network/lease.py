@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 from socket import inet_ntoa
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from initd.network.packet import Message, Option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from initd.api.types import LeaseInfo
 
 SHORTEST = 5  # seconds; renewing more often than every two seconds would be a loop
 SMALLEST_MTU = 576  # RFC 791: what every host must accept; less is an attack or a typing error
@@ -22,27 +24,36 @@ class RefusedError(ValueError):
     """An offer or acknowledgement that must not be used; the text says why."""
 
 
-@dataclass(frozen=True)
-class Lease:
-    """One granted address. Times are seconds since boot (CLOCK_BOOTTIME); a route is (destination, gateway or None)."""
+class Lease(NamedTuple):
+    """One granted address, with its prefix length; the fields are those of api.types.LeaseInfo."""
 
     address: str
-    prefix: int
     server: str
     obtained: float
     renew: float
     rebind: float
     expires: float
-    routes: tuple[tuple[str, str | None], ...] = ()
-    dns: tuple[str, ...] = ()
-    ntp: tuple[str, ...] = ()
+    routes: Sequence[tuple[str, str | None]] = ()
+    dns: Sequence[str] = ()
+    ntp: Sequence[str] = ()
     hostname: str | None = None
     mtu: int | None = None
 
     @property
-    def gateway(self) -> str | None:
-        """The default route's next hop."""
-        return next((via for to, via in self.routes if to == "0.0.0.0/0"), None)
+    def host(self) -> str:
+        """The address alone."""
+        return self.address.partition("/")[0]
+
+    def info(self, link: str) -> LeaseInfo:
+        """The lease of that link for the API, and for a later process of this worker."""
+        gateway = next((via for to, via in self.routes if to == "0.0.0.0/0"), None)
+        return cast("LeaseInfo", {"link": link, "gateway": gateway, **self._asdict()})
+
+
+def resumed(info: LeaseInfo) -> Lease:
+    """The lease that an earlier process of this worker held."""
+    fields: Mapping[str, Any] = info
+    return Lease(**{name: fields[name] for name in Lease._fields})
 
 
 def judge(message: Message, requested: float) -> Lease:
@@ -63,8 +74,7 @@ def judge(message: Message, requested: float) -> Lease:
     _check_address(message.yours, prefix)
     renew, rebind = _timers(seconds, options)
     return Lease(
-        address=inet_ntoa(message.yours),
-        prefix=prefix,
+        address=f"{inet_ntoa(message.yours)}/{prefix}",
         server=inet_ntoa(server),
         obtained=requested,
         renew=requested + renew,

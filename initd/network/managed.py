@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from typing import TYPE_CHECKING
 
 import structlog
 
-from initd.api.types import LeaseInfo, LinkInfo
+from initd.api.types import LinkInfo
 from initd.network.dhcp import Client, Send
-from initd.network.lease import Lease
 from initd.network.netlink import Netlink, Snapshot, boottime
 from initd.network.plan import Change, Interface, Link, SetLink, Wanted, operations, wanted
 from initd.network.sockets import Transport
+
+if TYPE_CHECKING:
+    from initd.network.lease import Lease
 
 _ROUNDS = 4  # removing an address takes others with it, so what was done is checked; a few times, not for ever
 log = structlog.get_logger()
@@ -173,33 +176,13 @@ class Managed:
     @property
     def address(self) -> str | None:
         """The link's primary IPv4 address, without its prefix length."""
-        texts = [self.lease.address] if self.lease else list(self.interface.addresses)
+        texts = [self.lease.address] if self.lease else self.interface.addresses
         return next((text.partition("/")[0] for text in texts if ":" not in text), None)
 
     @property
     def info(self) -> LinkInfo:
         """The link for the API."""
         return link_info(self.link, self.snapshot, managed=True)
-
-    @property
-    def lease_info(self) -> LeaseInfo | None:
-        """The lease for the API; `address` has its prefix length, so that it can be handed back."""
-        lease = self.lease
-        if lease is None:
-            return None
-        return LeaseInfo(
-            link=self.link.name,
-            address=f"{lease.address}/{lease.prefix}",
-            server=lease.server,
-            gateway=lease.gateway,
-            dns=list(lease.dns),
-            ntp=list(lease.ntp),
-            hostname=lease.hostname,
-            obtained=lease.obtained,
-            renew=lease.renew,
-            rebind=lease.rebind,
-            expires=lease.expires,
-        )
 
 
 def link_info(link: Link, snapshot: Snapshot, *, managed: bool) -> LinkInfo:
@@ -215,22 +198,4 @@ def link_info(link: Link, snapshot: Snapshot, *, managed: bool) -> LinkInfo:
         addresses=[address.text for address in snapshot.addresses.get(link.index, ())],
         routes=[route.text for route in snapshot.routes.get(link.index, ())],
         managed=managed,
-    )
-
-
-def resumed(info: LeaseInfo) -> Lease:
-    """The lease that an earlier process of this worker held."""
-    address, _, prefix = info["address"].partition("/")
-    return Lease(
-        address=address,
-        prefix=int(prefix),
-        server=info["server"],
-        obtained=info["obtained"],
-        renew=info["renew"],
-        rebind=info["rebind"],
-        expires=info["expires"],
-        routes=(("0.0.0.0/0", info["gateway"]),) if info["gateway"] else (),
-        dns=tuple(info["dns"]),
-        ntp=tuple(info["ntp"]),
-        hostname=info["hostname"],
     )

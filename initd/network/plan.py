@@ -127,13 +127,13 @@ def wanted(interface: Interface, lease: Lease | None, index: int) -> Wanted:
     """What the configuration and the lease together ask of the link with that index."""
     addresses = [Address(normal(text)) for text in interface.addresses]
     if lease:
-        addresses.append(Address(f"{lease.address}/{lease.prefix}", lease.expires))
+        addresses.append(Address(lease.address, lease.expires))
     routes = [Route(normal(to), via and _plain(via), _metric(to, metric)) for to, via, metric in interface.routes]
     if interface.gateway:
         everywhere = "::/0" if ":" in interface.gateway else "0.0.0.0/0"
         routes.append(Route(everywhere, _plain(interface.gateway), GATEWAY_METRIC + index))
     if lease:
-        routes += [Route(to, via, DHCP_METRIC + index, source=lease.address) for to, via in lease.routes]
+        routes += [Route(to, via, DHCP_METRIC + index, source=lease.host) for to, via in lease.routes]
     subnets = [address.text for address in addresses]
     unique = {(route.to, route.metric): _reachable(route, subnets) for route in reversed(routes)}
     mtu = interface.mtu or (lease.mtu if lease else None)

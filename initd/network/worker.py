@@ -10,7 +10,8 @@ import errno
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from initd.network.managed import Managed, link_info, resumed
+from initd.network.lease import resumed
+from initd.network.managed import Managed, link_info
 from initd.network.monitor import Monitor
 from initd.network.netlink import LOOPBACK, Netlink, boottime
 from initd.network.plan import Interface, Link
@@ -84,7 +85,7 @@ class Network:
             "links": [managed.info for managed in owned],
             "dns": self._config.get("dns") or list(dict.fromkeys(server for lease in leases for server in lease.dns)),
             "ntp": self._config.get("ntp") or list(dict.fromkeys(server for lease in leases for server in lease.ntp)),
-            "lease": next((managed.lease_info for managed in configured if managed.lease), None),
+            "lease": next((managed.lease.info(managed.link.name) for managed in configured if managed.lease), None),
         }
 
     def rest(self) -> Rest | None:

@@ -83,7 +83,7 @@ def test_lease_is_renewed(lan: Lan) -> None:
 
 def test_a_worker_that_rests_comes_back_without_a_question_and_asks_after_news(lan: Lan) -> None:
     lan.plug()
-    lan.dnsmasq()
+    lan.dnsmasq(*LEASE, "--dhcp-option=option:classless-static-route,198.51.100.0/24,10.5.0.9,0.0.0.0/0,10.5.0.8")
     first = lan.worker(quiet=0.2)
     first.configure(DHCP)
     lease = first.wait(ready)["lease"]
@@ -97,6 +97,7 @@ def test_a_worker_that_rests_comes_back_without_a_question_and_asks_after_news(l
     assert second.wait(ready)["lease"] == lease
     _, kept = second.rested()
     assert second.state["lease"] == lease
+    assert "198.51.100.0/24 via 10.5.0.9" in lan.node.ip("route", "show", "dev", "eth0")
 
     lan.node.ip("link", "add", "veth7", "type", "veth", "peer", "name", "veth8")  # a pod's
     assert not select.select([kept], [], [], 0.1)[0]

@@ -46,7 +46,7 @@ def client() -> Client:
 
 def address(of: Client) -> str | None:
     """The address that the client may use."""
-    return of.lease.address if of.lease else None
+    return of.lease.host if of.lease else None
 
 
 def bound(now: float = 0.0) -> Client:
@@ -70,7 +70,7 @@ def test_discover_goes_out_at_once_and_the_first_offer_is_taken() -> None:
     assert address(new) is None
     new.receive(answer(request, Kind.ACK), 10.2)
     assert new.lease
-    assert (new.lease.address, new.lease.obtained, new.deadline) == ("10.0.2.15", 10.1, 510.1)
+    assert (new.lease.host, new.lease.obtained, new.deadline) == ("10.0.2.15", 10.1, 510.1)
 
 
 def test_discover_is_repeated_for_ever_with_growing_pauses() -> None:
@@ -208,7 +208,7 @@ def test_other_network_after_carrier_loss_gives_another_lease() -> None:
     assert new.lease  # used until there is a better one
     request = sent(new.receive(answer(sent(messages), Kind.OFFER, address="10.9.0.7"), 120.0))
     new.receive(answer(request, Kind.ACK, address="10.9.0.7"), 120.0)
-    assert new.lease.address == "10.9.0.7"
+    assert new.lease.host == "10.9.0.7"
 
 
 def test_lease_expires_without_carrier_too() -> None:

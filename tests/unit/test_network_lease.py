@@ -29,7 +29,7 @@ def offer(address: str = "10.0.2.15", **changes: bytes) -> Message:
 
 def test_good_offer() -> None:
     lease = judge(offer(HOST_NAME=b"node-1\0", MTU=b"\x05\xa0", NTP=inet_aton("10.0.2.4")), 100.0)
-    assert (lease.address, lease.prefix, lease.server, lease.gateway) == ("10.0.2.15", 24, "10.0.2.2", "10.0.2.2")
+    assert (lease.address, lease.server, lease.info("eth0")["gateway"]) == ("10.0.2.15/24", "10.0.2.2", "10.0.2.2")
     assert (lease.dns, lease.ntp, lease.hostname, lease.mtu) == (("10.0.2.3",), ("10.0.2.4",), "node-1", 1440)
     assert (lease.obtained, lease.renew, lease.rebind, lease.expires) == (100.0, 1900.0, 3250.0, 3700.0)
 
@@ -57,7 +57,7 @@ def test_absurd_offer_is_refused(message: Message, reason: str) -> None:
 
 
 def test_host_route_lease_is_fine() -> None:
-    assert judge(offer("10.0.2.255", SUBNET_MASK=b"\xff\xff\xff\xff"), 0.0).prefix == 32
+    assert judge(offer("10.0.2.255", SUBNET_MASK=b"\xff\xff\xff\xff"), 0.0).address == "10.0.2.255/32"
 
 
 @pytest.mark.parametrize(("renew", "rebind"), [(0, 0), (3000, 2000), (10, 4000), (4000, 5000), (1, 2), (3600, 3600)])
@@ -92,5 +92,5 @@ def test_whatever_is_granted_is_sane(options: dict[int, bytes], address: bytes) 
     with suppress(RefusedError):
         lease = judge(Message(Kind.ACK, 1, b"\x02\0\0\0\0\1", yours=address, options=GOOD | options), 50.0)
         assert 50.0 + 1 < lease.renew < lease.rebind < lease.expires
-        assert 1 <= lease.prefix <= 32
+        assert 1 <= int(lease.address.partition("/")[2]) <= 32
         assert 0 < address[0] < 224

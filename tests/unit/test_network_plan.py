@@ -11,7 +11,7 @@ from initd.network.lease import Lease
 from initd.network.plan import Address, Change, Interface, Link, Route, SetLink, contains, normal, operations, wanted
 
 ETH0 = Link(2, "eth0", "ether", "52:54:00:12:34:56", 1500, up=True, carrier=True, running=True, physical=True)
-LEASE = Lease("10.0.2.15", 24, "10.0.2.2", 0.0, 500.0, 875.0, 1000.0, routes=(("0.0.0.0/0", "10.0.2.2"),), mtu=1400)
+LEASE = Lease("10.0.2.15/24", "10.0.2.2", 0.0, 500.0, 875.0, 1000.0, routes=(("0.0.0.0/0", "10.0.2.2"),), mtu=1400)
 DHCP = Interface(name="eth0", dhcp=True)
 STATIC = Interface.parse(
     {
