@@ -1,8 +1,8 @@
 """One peer's calls: the part of the API server that is the same on a socket and on a serial line.
 
 A session takes the bytes of one peer, runs its calls side by side and writes what they give. Nothing a peer does costs
-another one time or PID 1 its memory: what comes in is bounded by REQUEST_LIMITS, how much runs by MAX_CALLS, and what
-goes out like this:
+another one time or PID 1 its memory: what comes in is bounded by REQUEST_LIMITS, how much runs by MAX_CALLS and
+MAX_STREAMS, and what goes out like this:
 
 - Above a line's high-water mark the session reads no more from it. A stream waits STREAM_PATIENCE for room, then drops
   items and counts them; {"dropped": n} tells the peer as soon as there is room.
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 REQUEST_LIMITS = Limits(message=1 << 16, array=4096, map=1024)  # no call needs more, and PID 1's memory is what pays
 MAX_RESPONSE = 1 << 20  # bytes: what a client's decoder takes
 MAX_CALLS = 64
+MAX_STREAMS = 256  # of all peers, and half of it of one uid: a stream lasts, and may hold a descriptor
 HIGH_WATER = 256 << 10  # bytes that a line may hold back before its session slows down
 WRITE_DEADLINE = 10.0  # seconds
 STREAM_PATIENCE = 1.0  # seconds
@@ -81,6 +82,7 @@ class Api(NamedTuple):
     node: Node
     log: Log
     methods: Mapping[str, Method]
+    streams: dict[asyncio.Task[None], int]  # those that run -> their peer's uid
 
 
 class Session:
@@ -157,12 +159,24 @@ class Session:
         elif role < method.role:
             wants = f"{method.name} wants the role {method.role.name.lower()}"
             self._refuse(request.msgid, Code.PERMISSION_DENIED, f"{wants}, {self._peer.text} is {role.name.lower()}")
-        elif len(self._calls) >= MAX_CALLS:
-            self._refuse(request.msgid, Code.RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are running on this connection")
+        elif too_many := self._too_many(streaming=method.streaming):
+            self._refuse(request.msgid, Code.RESOURCE_EXHAUSTED, f"{too_many}: end one, or try again later")
         else:
             task = asyncio.create_task(self._run(request, method))
             self._calls[request.msgid] = task
+            if method.streaming:
+                self._api.streams[task] = self._peer.uid
             task.add_done_callback(lambda task: self._finished(request.msgid, task))
+
+    def _too_many(self, *, streaming: bool) -> str:
+        uids = list(self._api.streams.values()) if streaming else []
+        if len(self._calls) >= MAX_CALLS:
+            return f"{MAX_CALLS} calls are running on this connection"
+        if uids.count(self._peer.uid) >= MAX_STREAMS // 2:
+            return f"uid {self._peer.uid} has {MAX_STREAMS // 2} streams"
+        if len(uids) >= MAX_STREAMS:
+            return f"the node has {MAX_STREAMS} streams"
+        return ""
 
     async def _run(self, request: Request, method: Method) -> None:
         result = None
@@ -223,6 +237,7 @@ class Session:
         """Forget a call. Cancellation is answered here: a task cancelled before its first step runs no code of its."""
         del self._calls[msgid]
         self._dropped.pop(msgid, None)
+        self._api.streams.pop(task, None)
         if task.cancelled():
             self._refuse(msgid, Code.CANCELLED, "the call was cancelled")
         elif failure := task.exception():

@@ -23,7 +23,7 @@ PORT_SECONDS = 5.0
 
 async def serve(node: Node) -> None:
     """Answer from now on. A line that cannot be had is logged: the Unix socket alone will do."""
-    api = Api(node, log, METHODS)
+    api = Api(node, log, METHODS, {})
     grants = _grants(node)
 
     def identify(connection: socket.socket) -> Peer:

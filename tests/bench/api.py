@@ -49,7 +49,7 @@ def _timed(client: Client) -> float:
 
 def _serve(listener: socket.socket) -> NoReturn:
     async def serve() -> None:
-        server = Server(Api(Node(), log, METHODS), lambda _peer: Peer(0, 0, 0, Role.READER, "bench"))
+        server = Server(Api(Node(), log, METHODS, {}), lambda _peer: Peer(0, 0, 0, Role.READER, "bench"))
         await server.start(listener)
         await asyncio.Event().wait()
 

@@ -108,7 +108,7 @@ def listen(path: str) -> socket.socket:
 
 
 def make_api(log: Log, methods: Methods) -> Api:
-    return Api(cast("Any", None), log, methods.table())
+    return Api(cast("Any", None), log, methods.table(), {})
 
 
 class RawPeer:

@@ -285,7 +285,7 @@ def serving(folder: Path, role: Role = Role.ADMIN) -> Iterator[FakeNode]:
     started, loop = threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:
-        server = Server(Api(cast("Any", None), Log(), node.table()), as_role(role))
+        server = Server(Api(cast("Any", None), Log(), node.table(), {}), as_role(role))
         await server.start(listener)
         stop = asyncio.Event()
         node.stop = lambda: loop.call_soon_threadsafe(stop.set)

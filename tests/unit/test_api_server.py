@@ -101,6 +101,33 @@ def test_a_peer_without_a_role_may_call_nothing(tmp_path: Path) -> None:
     serve(tmp_path, test, Role.NONE)
 
 
+def test_streams_have_a_bound_of_which_one_user_may_take_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "MAX_STREAMS", 4)
+    uids = iter([1000, 1000, 1001, 1002])
+
+    async def run() -> None:
+        async with running(tmp_path, lambda _: Peer(1, next(uids), 1000, Role.READER, "someone")) as node:
+            first, second, other, last = [await node.connect() for _ in range(4)]
+            for peer, msgid in ((first, 1), (second, 1), (other, 1), (other, 2)):
+                peer.send(Request(msgid, "forever", []))
+                await peer.read()
+            for peer, why in ((first, "uid 1000 has 2 streams"), (last, "the node has 4 streams")):
+                refused = await peer.call("forever", msgid=9)
+                assert error_code(refused) == "RESOURCE_EXHAUSTED"
+                assert why in str(refused.error)
+            assert (await last.call("echo", "no stream")).result == "no stream"
+            other.cancel(2)
+            await until(lambda: node.methods.ended)
+            last.send(Request(3, "count", [1]))
+            assert (await last.response()).error is None
+            second.writer.transport.abort()
+            await until(lambda: node.methods.ended == 3)
+            first.send(Request(3, "count", [1]))
+            assert (await first.response()).error is None
+
+    asyncio.run(run())
+
+
 def test_a_stream_sends_its_items_in_order_and_then_its_response(tmp_path: Path) -> None:
     async def test(node: Running) -> None:
         peer = await node.connect()
