@@ -6,10 +6,13 @@ All services are asked in one coalesced tick, so that an idle node wakes up rare
 from __future__ import annotations
 
 import asyncio
+import errno
 
 TICK = 30.0
 TIMEOUT = 5.0
 PATIENCE = 30.0  # how long a service may give bad answers before it is ended; one that starts takes some seconds of it
+# What a probe fails with for want of something that PID 1 or the machine has too little of: no fault of the service.
+OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
 
 # HTTP/2's connection preface and an empty SETTINGS frame (RFC 9113, 3.4); a gRPC server answers with its own SETTINGS.
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -17,7 +20,10 @@ _SETTINGS = 4
 
 
 async def http(host: str, port: int, path: str, timeout: float = TIMEOUT) -> str | None:
-    """GET the path; None if the answer is 200, else what is wrong in words. `timeout` is in seconds."""
+    """GET the path; None if the answer is 200, else what is wrong in words. `timeout` is in seconds.
+
+    Raises OSError if it could not even ask (see `OURS`).
+    """
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
     try:
         async with asyncio.timeout(timeout):
@@ -30,6 +36,8 @@ async def http(host: str, port: int, path: str, timeout: float = TIMEOUT) -> str
     except TimeoutError:
         return f"no answer from http://{host}:{port}{path} in {timeout:g} s"
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in OURS:
+            raise
         return f"http://{host}:{port}{path}: {error}"
     words = status.split()
     return (
@@ -38,7 +46,7 @@ async def http(host: str, port: int, path: str, timeout: float = TIMEOUT) -> str
 
 
 async def http2_socket(path: str, timeout: float = TIMEOUT) -> str | None:
-    """Open HTTP/2 on a Unix socket; None if the server answers with its SETTINGS, else what is wrong in words."""
+    """Open HTTP/2 on a Unix socket; None if the server answers with its SETTINGS, else as `http`."""
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_unix_connection(path)
@@ -50,5 +58,7 @@ async def http2_socket(path: str, timeout: float = TIMEOUT) -> str | None:
     except TimeoutError:
         return f"no answer from {path} in {timeout:g} s"
     except (OSError, asyncio.IncompleteReadError) as error:
+        if getattr(error, "errno", None) in OURS:
+            raise
         return f"{path}: {error}"
     return None if header[3] == _SETTINGS else f"{path}: not an HTTP/2 server"

@@ -48,11 +48,15 @@ async def ask(service: Service) -> None:
         service.handle(Event.UNHEALTHY, f"no WATCHDOG=1 for {limit:g} s")
         return
     process, trouble = service.process, None
-    match service.spec.liveness:
-        case HttpProbe(host, port, path):
-            trouble = await health.http(host, port, path)
-        case Http2SocketProbe(path):
-            trouble = await health.http2_socket(path)
+    try:
+        match service.spec.liveness:
+            case HttpProbe(host, port, path):
+                trouble = await health.http(host, port, path)
+            case Http2SocketProbe(path):
+                trouble = await health.http2_socket(path)
+    except (OSError, MemoryError) as error:  # nobody was asked: that says nothing of the service
+        log.warning(f"{service.spec.name}: not asked whether it lives", error=str(error))
+        return
     if service.process is not process or service.state is not State.RUNNING:
         return  # the answer is about one that is gone
     if trouble is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -73,12 +75,31 @@ def test_http2(tmp_path: Path) -> None:
     assert "No such file" in str(asyncio.run(health.http2_socket(str(tmp_path / "none"))))
 
 
+def test_what_pid_1_itself_lacks_is_no_answer(tmp_path: Path) -> None:
+    async def ask() -> None:
+        limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            for probe in health.http("127.0.0.1", 1, "/"), health.http2_socket(str(tmp_path)):
+                with pytest.raises(OSError, match="Too many open files"):
+                    await probe
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in taken:
+                os.close(descriptor)
+
+    asyncio.run(ask())
+
+
 class Bench:
     """A service that is ready, and what its probe will say."""
 
     def __init__(self, patch: pytest.MonkeyPatch, spec: ServiceSpec) -> None:
         self.world = World(patch)
-        self.trouble: str | None = None
+        self.trouble: str | OSError | None = None
         self.service = Service(spec, self.world.events, self.world.reaper)
         self.service.attach(self.world.clock.loop())
         self.service.start()
@@ -87,6 +108,8 @@ class Bench:
         patch.setattr(health, "http", self.probe)
 
     async def probe(self, *_where: object) -> str | None:
+        if isinstance(self.trouble, OSError):
+            raise self.trouble
         return self.trouble
 
     def ask(self) -> State:
@@ -153,6 +176,15 @@ def test_a_service_may_set_its_watchdog_until_its_next_start(bench: Bench) -> No
     assert bench.ask() is State.RUNNING
     bench.service._accept({"WATCHDOG_USEC": "5000000"})
     assert bench.ask() is State.RUNNING, "it counts from now"
+
+
+def test_one_that_could_not_be_asked_is_not_ended(bench: Bench) -> None:
+    bench.ask()
+    bench.trouble = OSError(errno.EMFILE, "Too many open files")
+    for _ in range(3):
+        assert bench.ask() is State.RUNNING
+        bench.world.clock.advance(health.PATIENCE)
+    assert bench.service.healthy
 
 
 def test_an_answer_about_one_that_is_gone_counts_for_nothing(bench: Bench) -> None:
