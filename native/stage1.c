@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #define ROOT_IMAGE "/root.erofs"
+#define LOOP_MODULE "/modules/loop.ko" /* needed only then, so not in /modules/load */
 #define NEW_ROOT "/new"
 #define DEVICE_DEADLINE 10000 /* milliseconds for the root device to appear */
 #define REBOOT_DELAY 10       /* seconds to read the message */
@@ -196,6 +197,7 @@ static void await_partition(struct search *search) {
 
 /* Gives a file a loop device, which goes away with its mount. */
 static void attach_loop(const char *file, char *device, size_t size) {
+    load_module(LOOP_MODULE);
     int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
     int number = control < 0 ? -1 : ioctl(control, LOOP_CTL_GET_FREE);
     int backing = open(file, O_RDONLY | O_CLOEXEC);

@@ -54,12 +54,13 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
 def build(output: Path, stage1: Path, modules: Path) -> None:
     """Write the initramfs to `output`. It is not compressed: 2 MB unpack faster than they decompress."""
     files = load_order(modules, read_list(HERE / "modules.txt"))
+    loop = load_order(modules, ["loop"])  # stage 1 loads it for a root that is a file
     names = "".join(f"{path.name}\n" for path in files)
     entries = [
         ("dev", stat.S_IFDIR | 0o755, b""),
         ("init", stat.S_IFREG | 0o755, stage1.read_bytes()),
         ("modules", stat.S_IFDIR | 0o755, b""),
         ("modules/load", stat.S_IFREG | 0o644, names.encode()),
-        *((f"modules/{path.name}", stat.S_IFREG | 0o644, path.read_bytes()) for path in files),
+        *((f"modules/{path.name}", stat.S_IFREG | 0o644, path.read_bytes()) for path in [*files, *loop]),
     ]
     output.write_bytes(cpio(entries))
