@@ -110,10 +110,11 @@ class Client:
         self._bind(self.lease)
         return True
 
-    def stop(self) -> None:
+    def stop(self) -> list[Send]:
         """The link has no carrier."""
         self.state = State.INIT
         self.deadline = self.lease.expires if self.lease else None
+        return []
 
     def timer(self, now: float) -> list[Send]:
         """Do what is due; safe to call early."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from typing import TYPE_CHECKING
 
 import structlog
 
 from initd.api.types import LinkInfo
 from initd.network.dhcp import Client, Send
-from initd.network.netlink import Netlink, Snapshot, boottime
-from initd.network.plan import Change, Interface, Link, SetLink, Wanted, operations, wanted
+from initd.network.netlink import Netlink, boottime
+from initd.network.plan import Address, Interface, Link, Route, operations, wanted
 from initd.network.sockets import Transport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from initd.network.lease import Lease
 
 _ROUNDS = 4  # removing an address takes others with it, so what was done is checked; a few times, not for ever
@@ -29,7 +30,8 @@ class Managed:
     ) -> None:
         self.interface = interface
         self.link = link
-        self.snapshot = Snapshot()
+        self.addresses: list[Address] = []
+        self.routes: list[Route] = []
         self.errors: list[str] = []
         self._netlink = netlink
         self._changed = changed
@@ -37,6 +39,7 @@ class Managed:
         self._timer: asyncio.TimerHandle | None = None
         self._transport = Transport(self._loop, link.name, self._receive)
         self.client: Client | None = None
+        self._applied = lease
         if interface.dhcp and link.mac:
             self.client = Client(bytes.fromhex(link.mac.replace(":", "")), lease)
 
@@ -45,11 +48,6 @@ class Managed:
         """The DHCP lease that may be used now."""
         return self.client.lease if self.client else None
 
-    @property
-    def wanted(self) -> Wanted:
-        """What the link should have now."""
-        return wanted(self.interface, self.lease, self.link.index)
-
     def start(self, *, certain: bool = False) -> None:
         """Bring the link up and ask for a lease, before anything is read: this is on the boot's critical path. certain:
         a lease that was handed over needs no question.
@@ -57,7 +55,7 @@ class Managed:
         if self.link.running and not (certain and self.client and self.client.resume(boottime())):
             self._carrier(running=True)
         elif not self.link.up:
-            self._apply(SetLink(self.interface.mtu))
+            self._try("bringing the link up", self._set_link, self.interface.mtu)
         self._schedule()  # a lease that was handed over ends on time even if no carrier ever comes
 
     def close(self) -> None:
@@ -73,78 +71,58 @@ class Managed:
         self.reconcile()
 
     def update(self, link: Link) -> None:
-        """The kernel reports the link; the DHCP client follows its carrier."""
+        """The link is like this now; the DHCP client follows its carrier."""
         was, self.link = self.link, link
         if link.running != was.running:
             self._carrier(running=link.running)
-        if link != was:
-            self._changed.set()
 
     def _carrier(self, *, running: bool) -> None:
-        if self.client is None:
-            return
-        if running:
-            self._send(self.client.start(boottime()))
-        else:
-            self.client.stop()
-            self._transport.close()
-            self._schedule()
+        if self.client:
+            self._send(self.client.start(boottime()) if running else self.client.stop())
 
     def reconcile(self) -> None:
         """Bring the kernel to what is wanted, and look at what it then has."""
         self.errors = []
+        index = self.link.index
+        mtu = wanted(self.interface, self.lease, index).mtu
+        if not self.link.up or mtu not in (None, self.link.mtu):
+            self._try("bringing the link up", self._set_link, mtu)
+        want = wanted(self.interface, self.lease, index)  # carrier may have shown that the lease is over
         try:
             for _ in range(_ROUNDS):
-                self.snapshot = self._netlink.snapshot(self.link.index)
-                addresses = self.snapshot.addresses.get(self.link.index, [])
-                todo = operations(self.link, addresses, self.snapshot.routes.get(self.link.index, []), self.wanted)
-                for operation in todo:
-                    self._apply(operation)
+                self.addresses = self._netlink.addresses(index)[index]
+                self.routes = self._netlink.routes(index)[index]
+                todo = operations(self.addresses, self.routes, want)
+                for change in todo:
+                    self._try(change.text, self._netlink.change, index, change.what, add=change.add)
                 if not todo or self.errors:
                     break
         except OSError as error:
             self.errors.append(error.strerror or str(error))
         self._changed.set()
 
-    def _apply(self, operation: SetLink | Change) -> None:
+    def _set_link(self, mtu: int | None) -> None:
+        self._netlink.set_link(self.link.index, mtu)
+        self.update(self._netlink.link(self.link.index))  # virtio has carrier at once: no wait for the news
+
+    def _try(self, text: str, change: Callable[..., None], *arguments: object, **options: object) -> None:
         try:
-            if isinstance(operation, SetLink):
-                self._netlink.set_link(self.link.index, operation)
-                self.update(self._netlink.link(self.link.index))  # virtio has carrier at once: no wait for the news
-            else:
-                self._netlink.change(self.link.index, operation.what, add=operation.add)
+            change(*arguments, **options)
         except OSError as error:
-            if error.errno == errno.ENODEV:
-                raise
-            text = operation.text if isinstance(operation, Change) else "bringing the link up"
             self.errors.append(f"{text}: {error.strerror}")
             log.warning("link change failed", link=self.link.name, change=text, error=error.strerror)
 
     def _receive(self, payload: bytes) -> None:
         if self.client:
-            before = self.client.lease
             self._send(self.client.receive(payload, boottime()))
-            self._lease_changed(before)
 
     def _due(self) -> None:
-        self._timer = None
         if self.client:
-            before = self.client.lease
             self._send(self.client.timer(boottime()))
-            self._lease_changed(before)
             self._changed.set()  # the reason says for how long there was no answer
 
-    def _lease_changed(self, before: Lease | None) -> None:
-        lease = self.lease
-        if lease == before:
-            return
-        if lease is None and self.client:
-            log.warning("lease lost", link=self.link.name, reason=self.client.problem)
-        elif lease and (before is None or before.address != lease.address):
-            log.info("lease obtained", link=self.link.name, address=lease.address, server=lease.server)
-        self.reconcile()
-
     def _send(self, messages: list[Send]) -> None:
+        """Send what the client wants sent, and do what else its new state asks for."""
         try:
             for message in messages:
                 self._transport.send(message)
@@ -153,6 +131,14 @@ class Managed:
         if self.client and not self.client.listening:
             self._transport.close()
         self._schedule()
+        before, self._applied = self._applied, self.lease
+        if self.lease == before:
+            return
+        if self.client and self.lease is None:
+            log.warning("lease lost", link=self.link.name, reason=self.client.problem)
+        elif self.lease and (before is None or before.address != self.lease.address):
+            log.info("lease obtained", link=self.link.name, address=self.lease.address, server=self.lease.server)
+        self.reconcile()
 
     def _schedule(self) -> None:
         if self._timer:
@@ -179,13 +165,8 @@ class Managed:
         texts = [self.lease.address] if self.lease else self.interface.addresses
         return next((text.partition("/")[0] for text in texts if ":" not in text), None)
 
-    @property
-    def info(self) -> LinkInfo:
-        """The link for the API."""
-        return link_info(self.link, self.snapshot, managed=True)
 
-
-def link_info(link: Link, snapshot: Snapshot, *, managed: bool) -> LinkInfo:
+def link_info(link: Link, addresses: Iterable[Address], routes: Iterable[Route], *, managed: bool) -> LinkInfo:
     """A link as the API shows it."""
     return LinkInfo(
         name=link.name,
@@ -195,7 +176,7 @@ def link_info(link: Link, snapshot: Snapshot, *, managed: bool) -> LinkInfo:
         mtu=link.mtu,
         up=link.up,
         carrier=link.carrier,
-        addresses=[address.text for address in snapshot.addresses.get(link.index, ())],
-        routes=[route.text for route in snapshot.routes.get(link.index, ())],
+        addresses=[address.text for address in addresses],
+        routes=[route.text for route in routes],
         managed=managed,
     )

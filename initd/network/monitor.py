@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import select
 import socket
-import struct
 from socket import htonl, htons
 from typing import TYPE_CHECKING
 
@@ -50,32 +49,18 @@ class Monitor:
         if len(indexes) <= _MOST_LINKS:
             bpf.attach(self.socket, program(indexes, port, awaiting=awaiting))
 
-    def read(self) -> set[int] | None:
-        """The indexes of the links that the news is about, or None if news was lost and everything must be read again.
-
-        Only indexes: what a message says may be overtaken by the next one, or by what this process has done since.
+    def drain(self) -> None:
+        """Take the news as read. What a message says may be overtaken by the next one, or by what this process has done
+        since, so the links are looked at as they are now.
         """
-        touched: set[int] = set()
-        lost = False
         while True:
             try:
-                data = self.socket.recv(65536)
+                self.socket.recv(1)
             except BlockingIOError:
-                return None if lost else touched
+                return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                lost = True
-                continue
-            for header, message in netlink.split(data):
-                touched.add(_index(header[1], message))
-
-
-def _index(kind: int, data: bytes) -> int:
-    """The link that a notification is about."""
-    if kind == netlink.DELETE_ROUTE:
-        return netlink.decode(kind, data).get_attr("RTA_OIF") or 0
-    return struct.unpack_from("=i", data, 20)[0] if len(data) >= 24 else 0
 
 
 def program(indexes: Collection[int], port: int, *, awaiting: bool) -> bytes:

@@ -16,10 +16,10 @@ import struct
 import sys
 import time
 import types
-from dataclasses import dataclass, field
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from initd.network.plan import Address, Link, Route, SetLink, family
+from initd.network.plan import Address, Link, Route, family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,14 +66,6 @@ def _messages() -> tuple[Any, Any, Any]:
 _LinkMessage, _AddressMessage, _RouteMessage = _messages()
 
 
-@dataclass
-class Snapshot:
-    """Addresses and routes by link index."""
-
-    addresses: dict[int, list[Address]] = field(default_factory=dict)
-    routes: dict[int, list[Route]] = field(default_factory=dict)
-
-
 def boottime() -> float:
     """Seconds since boot, time asleep included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -97,76 +89,73 @@ class Netlink:
 
     def links(self) -> list[Link]:
         """Every link."""
-        return [to_link(message) for message in self._dump(_LinkMessage(), GET_LINK)]
+        return [_link(message) for message in self._ask(_LinkMessage(), GET_LINK, _DUMP)]
 
     def link(self, index: int) -> Link:
         """One link, as it is now."""
         message = _LinkMessage()
         message["index"] = index
-        return to_link(next(iter(self._ask(message, GET_LINK, _REQUEST))))
+        return _link(self._ask(message, GET_LINK)[0])
 
-    def snapshot(self, index: int = 0) -> Snapshot:
-        """The addresses and the main table's routes of one link, or of all (0)."""
-        result = Snapshot()
-        now = boottime()
+    def addresses(self, index: int = 0) -> defaultdict[int, list[Address]]:
+        """The addresses of one link, or of all (0), by link index."""
+        found = defaultdict(list)
         query = _AddressMessage()
         query["index"] = index
-        for message in self._dump(query, GET_ADDRESS):
-            result.addresses.setdefault(message["index"], []).append(_address(message, now))
+        for message in self._ask(query, GET_ADDRESS, _DUMP):
+            found[message["index"]].append(_address(message))
+        return found
+
+    def routes(self, index: int = 0) -> defaultdict[int, list[Route]]:
+        """The main table's routes of one link, or of all (0), by link index."""
+        found = defaultdict(list)
         for kind in (socket.AF_INET, socket.AF_INET6):
             query = _RouteMessage()
             query["family"], query["table"] = kind, _MAIN_TABLE
             query["attrs"] = [["RTA_OIF", index]] if index else []
-            for message in self._dump(query, GET_ROUTE):
+            for message in self._ask(query, GET_ROUTE, _DUMP):
                 if message["table"] == _MAIN_TABLE and message["type"] == _UNICAST:
-                    result.routes.setdefault(message.get_attr("RTA_OIF") or 0, []).append(_route(message))
-        return result
+                    found[message.get_attr("RTA_OIF") or 0].append(_route(message))
+        return found
 
-    def set_link(self, index: int, operation: SetLink) -> None:
-        """Bring a link up."""
+    def set_link(self, index: int, mtu: int | None) -> None:
+        """Bring a link up and set its MTU, where one is given."""
         message = _LinkMessage()
         message["index"], message["flags"], message["change"] = index, _IFF_UP, _IFF_UP
-        message["attrs"] = [["IFLA_MTU", operation.mtu]] if operation.mtu else []
-        self._change(message, NEW_LINK, 0)
+        message["attrs"] = [["IFLA_MTU", mtu]] if mtu else []
+        self._ask(message, NEW_LINK)
 
     def change(self, index: int, what: Address | Route, *, add: bool) -> None:
         """Add or replace, or remove, an address or route of a link. What is gone already needs no removal."""
         message = _address_message(index, what) if isinstance(what, Address) else _route_message(index, what)
         kinds = (NEW_ADDRESS, DELETE_ADDRESS) if isinstance(what, Address) else (NEW_ROUTE, DELETE_ROUTE)
         try:
-            self._change(message, kinds[0 if add else 1], _CREATE_OR_REPLACE if add else 0)
+            self._ask(message, kinds[0 if add else 1], _CREATE_OR_REPLACE if add else 0)
         except OSError as error:
             if add or error.errno not in (errno.ESRCH, errno.EADDRNOTAVAIL):
                 raise
 
-    def _change(self, message: Any, kind: int, flags: int) -> None:
-        for _ in self._ask(message, kind, _REQUEST | _ACK | flags):
-            pass
-
-    def _dump(self, message: Any, kind: int) -> Iterator[Any]:
-        return self._ask(message, kind, _REQUEST | _DUMP)
-
-    def _ask(self, message: Any, kind: int, flags: int) -> Iterator[Any]:
-        """Send a request and yield what it is answered with."""
+    def _ask(self, message: Any, kind: int, flags: int = 0) -> list[Any]:
+        """Send a request and return what it is answered with; only attributes that are asked for are then decoded."""
         self._sequence += 1
+        flags |= _REQUEST | (0 if flags & _DUMP == _DUMP else _ACK)  # so that each answer has an end
         message["header"].update(type=kind, flags=flags, sequence_number=self._sequence, pid=0)
         message.encode()
         self._socket.send(message.data)
-        single = not flags & _DUMP
+        answers: list[Any] = []
         while True:
-            for header, data in split(self._socket.recv(65536)):
+            for header, data in _split(self._socket.recv(65536)):
                 if header[3] != self._sequence:
                     continue  # the rest of an answer that a timeout made us give up
                 if header[1] == ERROR:
                     _raise(data)
                 if header[1] in (ERROR, DONE):
-                    return
-                yield decode(header[1], data)
-                if single:
-                    return
+                    return answers
+                answers.append(type(message)(data))
+                answers[-1].decode()
 
 
-def split(data: bytes) -> Iterator[tuple[tuple[int, int, int, int, int], bytes]]:
+def _split(data: bytes) -> Iterator[tuple[tuple[int, int, int, int, int], bytes]]:
     """The messages in one datagram: (length, type, flags, sequence, port) and the whole message."""
     position = 0
     while position + _HEADER.size <= len(data):
@@ -175,14 +164,6 @@ def split(data: bytes) -> Iterator[tuple[tuple[int, int, int, int, int], bytes]]
             return
         yield header, data[position : position + header[0]]
         position += (header[0] + 3) & ~3
-
-
-def decode(kind: int, data: bytes) -> Any:
-    """pyroute2's message; only the attributes that are asked for are then decoded."""
-    classes = {NEW_LINK: _LinkMessage, DELETE_LINK: _LinkMessage, NEW_ADDRESS: _AddressMessage}
-    message = classes.get(kind, _RouteMessage)(data)
-    message.decode()
-    return message
 
 
 def _raise(data: bytes) -> None:
@@ -201,8 +182,7 @@ def _raise(data: bytes) -> None:
     raise OSError(code, os.strerror(code) + text)
 
 
-def to_link(message: Any) -> Link:
-    """A link message's content."""
+def _link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
     flags = message["flags"]
     return Link(
@@ -218,10 +198,10 @@ def to_link(message: Any) -> Link:
     )
 
 
-def _address(message: Any, now: float) -> Address:
+def _address(message: Any) -> Address:
     text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     valid = message.get_attr("IFA_CACHEINFO")["ifa_valid"]
-    expires = None if valid == _FOREVER else now + valid
+    expires = None if valid == _FOREVER else boottime() + valid
     return Address(f"{text}/{message['prefixlen']}", expires, ours=message.get_attr("IFA_PROTO") == PROTOCOL)
 
 

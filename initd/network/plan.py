@@ -103,13 +103,6 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class SetLink:
-    """Bring the link up and set its MTU, where one is given."""
-
-    mtu: int | None
-
-
-@dataclass(frozen=True)
 class Change:
     """Add (or replace) or remove an address or route."""
 
@@ -140,24 +133,19 @@ def wanted(interface: Interface, lease: Lease | None, index: int) -> Wanted:
     return Wanted(tuple(dict.fromkeys(addresses)), tuple(reversed(unique.values())), mtu)
 
 
-def operations(
-    link: Link, addresses: Collection[Address], routes: Collection[Route], want: Wanted
-) -> list[SetLink | Change]:
+def operations(addresses: Collection[Address], routes: Collection[Route], want: Wanted) -> list[Change]:
     """What to do, in order: removals first, because removing an address takes those of its subnet with it that were
     added later. Empty if the kernel already has everything.
     """
-    todo: list[SetLink | Change] = []
-    mtu = want.mtu if want.mtu != link.mtu else None
-    if mtu or not link.up:
-        todo.append(SetLink(mtu))
     keys = {_key(route) for route in want.routes}
     present = {_key(route) for route in routes if route.ours}
     texts = {address.text for address in want.addresses}
-    todo += [Change(add=False, what=route) for route in routes if route.ours and _key(route) not in keys]
-    todo += [Change(add=False, what=address) for address in addresses if address.ours and address.text not in texts]
-    todo += [Change(add=True, what=address) for address in want.addresses if not _has(addresses, address)]
-    todo += [Change(add=True, what=route) for route in want.routes if _key(route) not in present]
-    return todo
+    return [
+        *(Change(add=False, what=route) for route in routes if route.ours and _key(route) not in keys),
+        *(Change(add=False, what=address) for address in addresses if address.ours and address.text not in texts),
+        *(Change(add=True, what=address) for address in want.addresses if not _has(addresses, address)),
+        *(Change(add=True, what=route) for route in want.routes if _key(route) not in present),
+    ]
 
 
 def _key(route: Route) -> tuple[str, str | None, int, str | None]:

@@ -6,9 +6,11 @@ It acts on three things only: a request from PID 1, a notification from the kern
 from __future__ import annotations
 
 import asyncio
-import errno
+import os
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from initd.network.lease import resumed
 from initd.network.managed import Managed, link_info
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = (Interface(dhcp=True),)
 _LOOPBACK = Interface(name="lo")
+log = structlog.get_logger()
 
 
 class Network:
@@ -57,13 +60,16 @@ class Network:
             if self._interface_of(managed.link) != managed.interface:
                 del self._managed[index]
                 managed.forget()
-        self._read_all({lease["link"]: lease} if lease else {})
+        self._look({lease["link"]: lease} if lease else {})
         return True
 
     async def state(self) -> NetworkState:
         """The state with every link, those included that are not owned."""
-        snapshot = self._netlink.snapshot()
-        links = [link_info(link, snapshot, managed=link.index in self._managed) for link in self._netlink.links()]
+        addresses, routes = self._netlink.addresses(), self._netlink.routes()
+        links = [
+            link_info(link, addresses[link.index], routes[link.index], managed=link.index in self._managed)
+            for link in self._netlink.links()
+        ]
         return {**self.summary(), "links": links}
 
     def summary(self) -> NetworkState:
@@ -82,7 +88,7 @@ class Network:
             ],
             "hostname": next((lease.hostname for lease in leases if lease.hostname), None),
             "address": next((managed.address for managed in configured if managed.address), None),
-            "links": [managed.info for managed in owned],
+            "links": [link_info(item.link, item.addresses, item.routes, managed=True) for item in owned],
             "dns": self._config.get("dns") or list(dict.fromkeys(server for lease in leases for server in lease.dns)),
             "ntp": self._config.get("ntp") or list(dict.fromkeys(server for lease in leases for server in lease.ntp)),
             "lease": next((managed.lease.info(managed.link.name) for managed in configured if managed.lease), None),
@@ -110,20 +116,25 @@ class Network:
                 return interface
         return _LOOPBACK if link.index == LOOPBACK else None
 
-    def _read_all(self, leases: dict[str, LeaseInfo]) -> None:
+    def _read(self) -> None:
+        """The kernel has news."""
+        self._monitor.drain()
+        self._look({})
+
+    def _look(self, leases: dict[str, LeaseInfo]) -> None:
+        """Take every link as it is now, and bring ours to what they should have."""
         links = {link.index: link for link in self._netlink.links()}
         for index in self._managed.keys() - links.keys():
             self._managed.pop(index).close()
         for link in sorted(links.values(), key=lambda link: link.index):
             self._take(link, leases.get(link.name))
-            if link.index in self._managed:
-                self._managed[link.index].reconcile()
         self._certain = False
-        self._narrow()
+        present = {managed.interface for managed in self._managed.values()}
+        awaiting = any(interface not in present for interface in self._interfaces if interface not in _DEFAULT)
+        self._monitor.narrow(self._managed, self._netlink.port, awaiting=awaiting)
         self.changed.set()
 
-    def _take(self, link: Link, lease: LeaseInfo | None = None) -> None:
-        """A link is there, as it is now."""
+    def _take(self, link: Link, lease: LeaseInfo | None) -> None:
         interface = self._interface_of(link)
         managed = self._managed.get(link.index)
         old = lease and resumed(lease)
@@ -133,35 +144,10 @@ class Network:
         if managed:
             managed.update(link)
         elif interface:
-            managed = Managed(self._netlink, link, interface, old, self.changed)
-            self._managed[link.index] = managed
+            managed = self._managed[link.index] = Managed(self._netlink, link, interface, old, self.changed)
             managed.start(certain=self._certain)
-
-    def _narrow(self) -> None:
-        present = {managed.interface for managed in self._managed.values()}
-        awaiting = any(interface not in present for interface in self._interfaces if interface not in _DEFAULT)
-        self._monitor.narrow(self._managed, self._netlink.port, awaiting=awaiting)
-
-    def _read(self) -> None:
-        """The kernel has news: look at each link that it is about, once."""
-        before = set(self._managed)
-        touched = self._monitor.read()
-        if touched is None:
-            self._read_all({})
-            return
-        for index in touched - {0}:
-            try:
-                self._take(self._netlink.link(index))
-            except OSError as error:
-                if error.errno != errno.ENODEV:
-                    raise
-                if index in self._managed:
-                    self._managed.pop(index).close()
-            if index in self._managed:
-                self._managed[index].reconcile()
-        if before != set(self._managed):
-            self._narrow()
-            self.changed.set()
+        if managed:
+            managed.reconcile()
 
 
 async def _publish(network: Network, connection: Connection) -> None:
@@ -176,26 +162,19 @@ async def _publish(network: Network, connection: Connection) -> None:
             await connection.notify("state", state)
 
 
+def _fail(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An error that nothing handles ends the worker: PID 1 starts a fresh one."""
+    log.error(context["message"], exc_info=context.get("exception"))
+    os._exit(1)
+
+
 async def serve(link: Connection) -> None:
-    """Run until PID 1 closes its end. An error that nothing handles ends the worker: PID 1 starts a fresh one."""
-    loop = asyncio.get_running_loop()
-    failed: asyncio.Future[None] = loop.create_future()
-
-    def fail(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if not failed.done():
-            failed.set_exception(context.get("exception") or RuntimeError(context["message"]))
-
-    loop.set_exception_handler(fail)
+    """Run until PID 1 closes its end."""
+    asyncio.get_running_loop().set_exception_handler(_fail)
     with closing(Network(link.kept.pop() if link.kept else None)) as network:
         link.handle("configure", network.configure)
         link.handle("state", network.state)
-        tasks = {
-            asyncio.ensure_future(link.serve(network.rest)),
-            asyncio.ensure_future(_publish(network, link)),
-            failed,
-        }
-        done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in rest:
-            task.cancel()
-        for task in done:
-            task.result()
+        async with asyncio.TaskGroup() as group:
+            publishing = group.create_task(_publish(network, link))
+            await link.serve(network.rest)
+            publishing.cancel()

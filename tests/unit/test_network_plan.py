@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from initd.network.lease import Lease
-from initd.network.plan import Address, Change, Interface, Link, Route, SetLink, contains, normal, operations, wanted
+from initd.network.plan import Address, Change, Interface, Link, Route, contains, normal, operations, wanted
 
 ETH0 = Link(2, "eth0", "ether", "52:54:00:12:34:56", 1500, up=True, carrier=True, running=True, physical=True)
 LEASE = Lease("10.0.2.15/24", "10.0.2.2", 0.0, 500.0, 875.0, 1000.0, routes=(("0.0.0.0/0", "10.0.2.2"),), mtu=1400)
@@ -45,9 +45,7 @@ def test_configured_mtu_goes_before_the_lease() -> None:
 
 
 def test_fresh_link_gets_everything_in_order() -> None:
-    down = dataclasses.replace(ETH0, up=False)
-    assert operations(down, [], [], wanted(DHCP, LEASE, 2)) == [
-        SetLink(1400),
+    assert operations([], [], wanted(DHCP, LEASE, 2)) == [
         Change(add=True, what=Address("10.0.2.15/24", 1000.0)),
         Change(add=True, what=Route("0.0.0.0/0", "10.0.2.2", 1002, source="10.0.2.15")),
     ]
@@ -56,25 +54,22 @@ def test_fresh_link_gets_everything_in_order() -> None:
 def test_what_others_put_on_the_link_stays() -> None:
     foreign = Address("10.0.2.99/24", None, ours=False)
     route = Route("203.0.113.0/24", "10.0.2.7", 0, ours=False)
-    assert operations(ETH0, [foreign], [route], wanted(Interface(name="eth0"), None, 2)) == []
+    assert operations([foreign], [route], wanted(Interface(name="eth0"), None, 2)) == []
 
 
 def test_old_lease_is_removed_before_the_new_one_is_added() -> None:
     old = Address("10.0.2.14/24", 900.0)
     gone = Route("0.0.0.0/0", "10.0.2.2", 1002, source="10.0.2.14")
-    kinds = [
-        (change.add, type(change.what))
-        for change in operations(ETH0, [old], [gone], wanted(DHCP, LEASE, 2))
-        if isinstance(change, Change)
-    ]
+    changes = operations([old], [gone], wanted(DHCP, LEASE, 2))
+    kinds = [(change.add, type(change.what)) for change in changes]
     assert kinds == [(False, Route), (False, Address), (True, Address), (True, Route)]
 
 
 def test_renewed_lifetime_is_set_and_drift_is_not() -> None:
-    want = dataclasses.replace(wanted(DHCP, LEASE, 2), mtu=None, routes=())
-    assert operations(ETH0, [Address("10.0.2.15/24", 998.0)], [], want) == []
-    assert operations(ETH0, [Address("10.0.2.15/24", 600.0)], [], want) == [Change(add=True, what=want.addresses[0])]
-    assert operations(ETH0, [Address("10.0.2.15/24", None)], [], want) == [Change(add=True, what=want.addresses[0])]
+    want = dataclasses.replace(wanted(DHCP, LEASE, 2), routes=())
+    assert operations([Address("10.0.2.15/24", 998.0)], [], want) == []
+    assert operations([Address("10.0.2.15/24", 600.0)], [], want) == [Change(add=True, what=want.addresses[0])]
+    assert operations([Address("10.0.2.15/24", None)], [], want) == [Change(add=True, what=want.addresses[0])]
 
 
 TEXTS = st.sampled_from(["10.0.2.15/24", "10.0.2.16/24", "192.0.2.10/24", "2001:db8::10/64"])
@@ -87,27 +82,24 @@ INTERFACES = st.sampled_from([DHCP, STATIC, Interface()])
 LEASES = st.sampled_from([None, LEASE])
 
 
-@given(INTERFACES, LEASES, ADDRESSES, ROUTES, st.booleans())
+@given(INTERFACES, LEASES, ADDRESSES, ROUTES)
 def test_operations_lead_to_what_is_wanted(
-    interface: Interface, lease: Lease | None, addresses: list[Address], routes: list[Route], up: bool
+    interface: Interface, lease: Lease | None, addresses: list[Address], routes: list[Route]
 ) -> None:
     want = wanted(interface, lease, 2)
-    link = dataclasses.replace(ETH0, up=up)
     here = {address.text: address for address in addresses}
     ways = {(route.to, route.metric): route for route in routes}
     foreign_addresses = {text for text, address in here.items() if not address.ours}
     foreign_routes = {key for key, route in ways.items() if not route.ours}
-    for operation in operations(link, here.values(), ways.values(), want):
+    for operation in operations(here.values(), ways.values(), want):
         match operation:
-            case SetLink():
-                link = dataclasses.replace(link, up=True, mtu=operation.mtu or link.mtu)
             case Change(add, Address() as address):
                 here.pop(address.text, None)
                 here |= {address.text: address} if add else {}
             case Change(add, Route() as route):
                 ways.pop((route.to, route.metric), None)
                 ways |= {(route.to, route.metric): route} if add else {}
-    assert operations(link, here.values(), ways.values(), want) == []
+    assert operations(here.values(), ways.values(), want) == []
     assert foreign_addresses <= here.keys()
     assert foreign_routes <= ways.keys()
 
