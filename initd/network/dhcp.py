@@ -17,10 +17,9 @@ retransmits after 4 s at the earliest, and its decoder fails on options of unexp
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, auto
 from socket import inet_aton
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from initd.network import packet
 from initd.network.lease import Lease, RefusedError, judge
@@ -31,36 +30,26 @@ if TYPE_CHECKING:
 
 SLOWEST = 64.0  # seconds between two tries at most
 TRIES = 4  # of a REQUEST, before everything starts over
-_PARAMETERS = bytes(
-    (
-        Option.SUBNET_MASK,
-        Option.CLASSLESS_ROUTES,  # RFC 3442: before the router option
-        Option.ROUTER,
-        Option.DNS,
-        Option.HOST_NAME,
-        Option.MTU,
-        Option.NTP,
-        Option.LEASE_TIME,
-        Option.RENEWAL_TIME,
-        Option.REBINDING_TIME,
-    )
-)
+_PARAMETERS = bytes((
+    Option.SUBNET_MASK, Option.CLASSLESS_ROUTES, Option.ROUTER,  # in this order, says RFC 3442
+    Option.DNS, Option.HOST_NAME, Option.MTU, Option.NTP,
+    Option.LEASE_TIME, Option.RENEWAL_TIME, Option.REBINDING_TIME,
+))  # fmt: skip
 
 
 class State(Enum):
     """Where the client is; see the module's text."""
 
-    INIT = "init"
-    SELECTING = "selecting"
-    REQUESTING = "requesting"
-    REBOOTING = "rebooting"
-    BOUND = "bound"
-    RENEWING = "renewing"
-    REBINDING = "rebinding"
+    INIT = auto()
+    SELECTING = auto()
+    REQUESTING = auto()
+    REBOOTING = auto()
+    BOUND = auto()
+    RENEWING = auto()
+    REBINDING = auto()
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(NamedTuple):
     """A message to put on the wire; broadcast if `destination` is packet.BROADCAST."""
 
     payload: bytes
@@ -121,25 +110,21 @@ class Client:
         if self.deadline is None or now < self.deadline:
             return []
         expired = self._drop_expired(now)
-        if self.state is State.INIT:
-            self.deadline = None
-            return []
-        following = self._following(now, expired=expired)
-        return self._enter(following, now) if following else self._transmit(now)
-
-    def _following(self, now: float, *, expired: bool) -> State | None:
-        """The state to go to at a deadline, or None to try again in this one."""
         match self.state:
+            case State.INIT:
+                return self.stop()
             case State.BOUND | State.RENEWING | State.REBINDING | State.REBOOTING if expired:
-                return State.SELECTING
+                following = State.SELECTING
             case State.BOUND:
-                return State.RENEWING
+                following = State.RENEWING
             case State.RENEWING if self.lease and now >= self.lease.rebind:
-                return State.REBINDING
+                following = State.REBINDING
             case State.REQUESTING | State.REBOOTING if self._tries >= TRIES:
                 self.problem = "the DHCP server does not acknowledge"
-                return State.SELECTING
-        return None
+                following = State.SELECTING
+            case _:
+                return self._transmit(now)
+        return self._enter(following, now)
 
     def receive(self, payload: bytes, now: float) -> list[Send]:
         """Take a UDP payload from a server; anything that is not for this client and state is ignored."""

@@ -94,7 +94,8 @@ class Managed:
                 self.routes = self._netlink.routes(index)[index]
                 todo = operations(self.addresses, self.routes, want)
                 for change in todo:
-                    self._try(change.text, self._netlink.change, index, change.what, add=change.add)
+                    text = f"{'adding' if change.add else 'removing'} {type(change.what).__name__.lower()} "
+                    self._try(text + change.what.text, self._netlink.change, index, change.what, change.add)
                 if not todo or self.errors:
                     break
         except OSError as error:
@@ -105,9 +106,9 @@ class Managed:
         self._netlink.set_link(self.link.index, mtu)
         self.update(self._netlink.link(self.link.index))  # virtio has carrier at once: no wait for the news
 
-    def _try(self, text: str, change: Callable[..., None], *arguments: object, **options: object) -> None:
+    def _try(self, text: str, change: Callable[..., None], *arguments: object) -> None:
         try:
-            change(*arguments, **options)
+            change(*arguments)
         except OSError as error:
             self.errors.append(f"{text}: {error.strerror}")
             log.warning("link change failed", link=self.link.name, change=text, error=error.strerror)

@@ -125,7 +125,7 @@ class Netlink:
         message["attrs"] = [["IFLA_MTU", mtu]] if mtu else []
         self._ask(message, NEW_LINK)
 
-    def change(self, index: int, what: Address | Route, *, add: bool) -> None:
+    def change(self, index: int, what: Address | Route, add: bool) -> None:
         """Add or replace, or remove, an address or route of a link. What is gone already needs no removal."""
         message = _address_message(index, what) if isinstance(what, Address) else _route_message(index, what)
         kinds = (NEW_ADDRESS, DELETE_ADDRESS) if isinstance(what, Address) else (NEW_ROUTE, DELETE_ROUTE)

@@ -80,24 +80,10 @@ class Message:
 def encode(message: Message) -> bytes:
     """A client's message as bytes."""
     options = {Option.MESSAGE_TYPE: bytes((message.kind,)), **message.options}
-    zero = bytes(4)
-    fixed = _FIXED.pack(
-        _REQUEST,
-        _ETHERNET,
-        len(message.mac),
-        0,
-        message.xid,
-        min(message.seconds, 0xFFFF),
-        0,  # no BROADCAST flag: the packet socket hears unicasts to an address that is not configured yet
-        message.client,
-        message.yours,
-        zero,
-        zero,
-        message.mac,
-        b"",
-        b"",
-        _COOKIE,
-    )
+    seconds, zero = min(message.seconds, 0xFFFF), bytes(4)
+    # No BROADCAST flag: the packet socket hears unicasts to an address that is not configured yet.
+    head = (_REQUEST, _ETHERNET, len(message.mac), 0, message.xid, seconds, 0)
+    fixed = _FIXED.pack(*head, message.client, message.yours, zero, zero, message.mac, b"", b"", _COOKIE)
     body = b"".join(bytes((code, len(value))) + value for code, value in options.items())
     return (fixed + body + bytes((Option.END,))).ljust(SMALLEST, b"\0")
 

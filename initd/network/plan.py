@@ -109,12 +109,6 @@ class Change:
     add: bool
     what: Address | Route
 
-    @property
-    def text(self) -> str:
-        """For a message about its failure."""
-        kind = "address" if isinstance(self.what, Address) else "route"
-        return f"{'adding' if self.add else 'removing'} {kind} {self.what.text}"
-
 
 def wanted(interface: Interface, lease: Lease | None, index: int) -> Wanted:
     """What the configuration and the lease together ask of the link with that index."""
