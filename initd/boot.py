@@ -15,16 +15,12 @@ from initd.config.errors import ConfigError
 from initd.events import boot_id, machine_id
 from initd.node import write_first_etc
 from initd.phases import Phase, Skipped
-from initd.supervise.service import Service
-from initd.supervise.states import State
-from initd.supervise.workers import Worker, spec
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from initd.node import Node
 
-MIB = 1 << 20
 SETTLE_SECONDS = 60.0
 IMPORT_SECONDS = 120.0
 IMPORT_ATTEMPTS = 5
@@ -96,14 +92,12 @@ def var(node: Node) -> None:
 
 def containerd(node: Node) -> None:
     """Start containerd with the image's configuration, or with one rendered from a [containerd] table."""
-    service = Service(services.CONTAINERD, node.events, node.reaper)
+    service = node.add_service(services.CONTAINERD)
     if node.config is not None:
         from initd.config import containerd as render  # noqa: PLC0415 only such a node pays for it
 
         _write(services.CONTAINERD_CONFIG, render.render(node.config.containerd.log_level).encode())
         service.argv = services.containerd_argv(services.CONTAINERD_CONFIG)
-    service.changed = node.service_changed
-    node.services["containerd"] = service
     service.start("boot")
 
 
@@ -118,18 +112,13 @@ def start_network(node: Node) -> None:
     import initd.worker  # noqa: F401, PLC0415 while containerd starts
 
     _load(modules.LINKS)
-    _start_worker(node, "network", 96 * MIB)
+    node.add_worker("network").start("boot")
 
 
 def start_workers(node: Node) -> None:
     """Start the other workers, which nothing that the kubelet needs to start waits for."""
-    _start_worker(node, "devices", 64 * MIB)
-    _start_worker(node, "containers", 128 * MIB)
-
-
-def _start_worker(node: Node, name: str, memory_max: int) -> None:
-    node.workers[name] = Worker(spec(name, memory_max), node.events, node.reaper)
-    node.workers[name].start("boot")
+    node.add_worker("devices").start("boot")
+    node.add_worker("containers").start("boot")
 
 
 def listen(node: Node) -> None:
@@ -140,7 +129,7 @@ def listen(node: Node) -> None:
     listener.bind(API_SOCKET)
     os.chmod(API_SOCKET, 0o666)  # noqa: S103 who may do what is decided by peer credentials
     listener.listen(BACKLOG)
-    node.listener = listener
+    node.listener = listener.detach()
 
 
 def set_parameters(_node: Node) -> None:
@@ -212,12 +201,8 @@ def start_kubelet(node: Node) -> None:
     _write(services.KUBELET_CONFIG, config)
     for name, data in pods.items():
         _write(f"{services.STATIC_PODS}/{name}", data)
-    service = Service(services.KUBELET, node.events, node.reaper)
+    service = node.add_service(services.KUBELET)
     service.argv = services.kubelet_argv(node.name, node.address, node.config.kubelet.verbosity)
-    service.changed = node.service_changed
-    runtime = node.services.get("containerd")
-    service.needs = lambda: None if runtime is not None and runtime.state is State.RUNNING else "containerd"
-    node.services["kubelet"] = service
     service.start("boot")
     if node.loop is not None:
         service.attach(node.loop)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from initd import log, mounts
+from initd import log, mounts, services
 from initd.events import EventLog, boottime, machine_id
+from initd.supervise.backoff import Backoff
 from initd.supervise.reap import Reaper
+from initd.supervise.service import Service
 from initd.supervise.states import State
+from initd.supervise.workers import Worker
 
 if TYPE_CHECKING:
     import asyncio
@@ -17,9 +20,9 @@ if TYPE_CHECKING:
     from initd.api.types import BootPhase, NetworkState, NodeStatus
     from initd.config.schema import Config
     from initd.config.sources import Found
+    from initd.services import ServiceSpec
     from initd.shutdown import Shutdown
-    from initd.supervise.service import Service
-    from initd.supervise.workers import Worker
+    from initd.supervise.output import Output
 
 
 class Node:
@@ -37,7 +40,7 @@ class Node:
         self.phase = "booting"
         self.faults: dict[str, str] = {}
         self.boot_phases: list[BootPhase] = []
-        self.listener: Any = None
+        self.listener: int | None = None
         self.found: Found | None = None
         self.config: Config | None = None
         self.config_error: str | None = None
@@ -47,7 +50,25 @@ class Node:
         self.shutdown: Shutdown | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.on_service_change: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
+        self.failures: list[str] = []
         self._ready: tuple[str, bool, list[str]] = ("", False, [])
+
+    def add_service(self, spec: ServiceSpec, output: Output | None = None, notify: int = -1) -> Service:
+        """A service of the node, with the descriptors that an earlier life of PID 1 had for it, if any."""
+        service = self.services[spec.name] = Service(spec, self.events, self.reaper, output, notify)
+        service.needs = lambda: next((name for name in spec.needs if not self._runs(name)), None)
+        service.changed = self.service_changed
+        return service
+
+    def _runs(self, name: str) -> bool:
+        return name in self.services and self.services[name].state is State.RUNNING
+
+    def add_worker(self, name: str, output: Output | None = None) -> Worker:
+        """A worker of the node; see `add_service`."""
+        worker = self.workers[name] = Worker(services.worker(name), self.events, self.reaper, output)
+        worker.changed = lambda _worker: self.on_change()
+        return worker
 
     def status(self) -> NodeStatus:
         """The node in one answer."""
@@ -107,19 +128,29 @@ class Node:
         self.on_service_change()
         self.update()
 
-    def spawn_task(self, coroutine: Any, name: str) -> None:
-        """Run a coroutine beside the loop; what it raises is logged and ends only itself."""
+    def spawn_task(self, work: Any, name: str) -> None:
+        """Run a coroutine beside the loop: what it raises is logged. A function that gives one is then called again."""
         if self.loop is None:
             return
-        task = self.loop.create_task(self._guard(coroutine, name), name=name)
+        task = self.loop.create_task(self._guard(work, name), name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _guard(self, coroutine: Any, name: str) -> None:
-        try:
-            await coroutine
-        except Exception as failure:  # noqa: BLE001 a task's fault is a line in the log, never PID 1's end
-            log.exception(f"task {name} failed", failure)
+    async def _guard(self, work: Any, name: str) -> None:
+        import asyncio  # noqa: PLC0415 the loop runs now
+
+        backoff, told, again = Backoff(), "", callable(work)
+        while True:
+            begun = boottime()
+            try:
+                return await (work() if again else work)
+            except Exception as failure:  # noqa: BLE001 a task's fault is a line in the log, never PID 1's end
+                if str(failure) != told:
+                    log.exception(f"task {name} failed", failure, again=again)
+                told = str(failure)
+            if not again:
+                return None
+            await asyncio.sleep(backoff.failed(boottime() - begun))
 
     def network_changed(self, state: NetworkState) -> None:
         """Take the network worker's view over, and write what follows from it."""
@@ -138,9 +169,7 @@ class Node:
             self.identify(self.name, address)
             kubelet = self.services.get("kubelet")
             if kubelet is not None and self.config is not None:
-                from initd.services import kubelet_argv  # noqa: PLC0415 only needed here
-
-                kubelet.argv = kubelet_argv(self.name, address, self.config.kubelet.verbosity)
+                kubelet.argv = services.kubelet_argv(self.name, address, self.config.kubelet.verbosity)
                 kubelet.restart(f"the node has the address {address} now")
         self.update()
 

@@ -43,7 +43,8 @@ class ServiceSpec(NamedTuple):
     resource.RLIMIT_* to soft and hard limits, resource.RLIM_INFINITY among them. oom_score_adj None leaves PID 1's.
     notify: it sends READY=1 (sd_notify), within start_seconds. watchdog_seconds is its WATCHDOG_USEC, 0 for a service
     that never sends WATCHDOG=1. stop_seconds lie between SIGTERM and SIGKILL; main_only sends both to the main process
-    instead of killing the whole cgroup, so that what it started survives it.
+    instead of killing the whole cgroup, so that what it started survives it. needs names services; while one of them is
+    not there, an end of this one is no failure.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ServiceSpec(NamedTuple):
     start_seconds: float = 60.0
     stop_seconds: float = 10.0
     main_only: bool = False
+    needs: tuple[str, ...] = ()
     liveness: HttpProbe | Http2SocketProbe | None = None
 
 
@@ -107,6 +109,16 @@ KUBELET = ServiceSpec(
     notify=True,
     watchdog_seconds=60.0,  # a sign of life each 30 s: emulated machines are slow, and few wake-ups are cheap
     start_seconds=120.0,
+    needs=("containerd",),
     liveness=HttpProbe(HEALTHZ_ADDRESS, HEALTHZ_PORT, "/healthz"),
 )
 SERVICES = (CONTAINERD, KUBELET)
+
+MIB = 1 << 20
+WORKERS = {"network": 96 * MIB, "devices": 64 * MIB, "containers": 128 * MIB}  # memory.max, bytes
+
+
+def worker(name: str) -> ServiceSpec:
+    """The specification of a worker, with a leaf cgroup of its own; without argv, it is a fork of PID 1."""
+    settings: dict[str, int | str] = {"memory.max": WORKERS[name]}
+    return ServiceSpec(name, argv=(), environment={}, cgroup=f"initd/{name}", cgroup_settings=settings)

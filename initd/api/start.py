@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 from initd import log
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from initd.node import Node
 
 VSOCK_PORT = 1024
-PORT_SECONDS = 5.0
 
 
 async def serve(node: Node) -> None:
-    """Answer from now on. A line that cannot be had is logged: the Unix socket alone will do."""
+    """Answer from now on. A line that cannot be had is logged and tried again: the Unix socket alone will do."""
     api = Api(node, log, METHODS, {})
     grants = _grants(node)
 
@@ -30,22 +29,23 @@ async def serve(node: Node) -> None:
         return access.identify(connection, grants)
 
     if node.listener is not None:
-        listener = socket.socket(fileno=node.listener.detach())
+        listener = socket.socket(fileno=node.listener)
         await Server(api, identify).start(listener)
     for name, begin in (("serial", _serial), ("vsock", _vsock)):
         role = _role(node, f"initd.api.{name}")
         if role is not None:
-            node.spawn_task(begin(api, role), f"API on {name}")
+            node.spawn_task(partial(begin, api, role), f"API on {name}")
 
 
 async def _serial(api: Api, role: Role) -> None:
-    end = asyncio.get_running_loop().time() + PORT_SECONDS
-    while (device := serial.find_port()) is None:
-        if asyncio.get_running_loop().time() >= end:
-            log.error("no virtio-serial port io.initd.api; the API is not on it")
-            return
-        await asyncio.sleep(0.1)
-    serial.Port(api, serial.open_port(device), role, node_methods.version_info(api.node.boot_id))
+    device = serial.find_port()
+    if device is None:
+        raise LookupError(f"no virtio-serial port {serial.PORT_NAME}")
+    port = serial.Port(api, serial.open_port(device), role, node_methods.version_info(api.node.boot_id))
+    try:
+        raise await port.lost
+    finally:
+        port.shut()
 
 
 async def _vsock(api: Api, role: Role) -> None:

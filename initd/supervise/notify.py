@@ -35,17 +35,22 @@ CREDENTIALS_BYTES = CMSG_LEN(_CREDENTIALS.size)
 
 
 class NotifySocket:
-    """Receives for one service; `path` is what its NOTIFY_SOCKET says. Raises OSError if it cannot be made."""
+    """Receives for one service; `path` is what its NOTIFY_SOCKET says, `kept` the socket's descriptor if there is one
+    already. Raises OSError if it cannot be made.
+    """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, kept: int = -1) -> None:
         self.path = path
+        self.refused = 0
+        if kept >= 0:
+            self._socket = Socket(fileno=kept)
+            return
         self._socket = Socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
         self._socket.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         if os.path.lexists(path):
             os.unlink(path)
         self._socket.bind(path)
         os.chmod(path, 0o600)  # services are root; a stranger must not fill its queue, nor pass descriptors to close
-        self.refused = 0
 
     def fileno(self) -> int:
         """The descriptor to wait on."""

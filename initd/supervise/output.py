@@ -21,8 +21,8 @@ CHUNK = 8 << 10
 class Output:
     """The ring of one service. Its pipe lives as long as PID 1, so a restart loses no line and needs no new reader."""
 
-    def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
-        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
+    def __init__(self, on_line: Callable[[str], None] | None = None, pipe: tuple[int, int] | None = None) -> None:
+        self.reader, self.writer = pipe or os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.reader, False)
         self._on_line = on_line
         self._lines: deque[tuple[int, LogLine]] = deque()

@@ -11,13 +11,14 @@ import os
 import signal
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from initd import cgroups, log, native
 from initd.events import boottime
 from initd.supervise.backoff import Backoff
 from initd.supervise.notify import NUMBERS, NotifySocket
 from initd.supervise.output import Output
+from initd.supervise.process import Process, find
 from initd.supervise.reap import describe
 from initd.supervise.states import HAS_PROCESS, IGNORED, WANTED, Action, Event, State, step
 
@@ -39,17 +40,12 @@ STATUS_LENGTH = 200
 EXTENSIONS = 10  # a start may be put off so many times its deadline
 
 
-class Process(NamedTuple):
-    """A main process: its pid and a pidfd."""
-
-    pid: int
-    pidfd: int
-
-
 class Service:
     """One service: `spec` says how to run it, `argv` what exactly (the kubelet's is decided late)."""
 
-    def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper) -> None:
+    def __init__(
+        self, spec: ServiceSpec, events: EventLog, reaper: Reaper, output: Output | None = None, notify: int = -1
+    ) -> None:
         self.spec = spec
         self.argv: tuple[str, ...] = spec.argv
         self.state = State.DOWN
@@ -63,19 +59,20 @@ class Service:
         self.trouble_since: float | None = None
         self.retired = False
         self.history: deque[Transition] = deque(maxlen=HISTORY)
-        self.output = Output()
+        self.output = output or Output()
         self.needs: Callable[[], str | None] = lambda: None
         self.changed: Callable[[Service], None] = lambda _service: None
-        self._notify = NotifySocket(f"/run/initd/notify/{spec.name}.sock") if spec.notify else None
+        self.notify = NotifySocket(f"/run/initd/notify/{spec.name}.sock", notify) if spec.notify else None
         self._events = events
         self._reaper = reaper
-        self._backoff = Backoff()
+        self.backoff = Backoff()
         self._deadline: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._spawned = False
         self._failed_spawn: str | None = None
         self._ready_at: float | None = None
+        self._backoff_delay = 0.0
         self._start_by = 0.0
         self._errno = ""
         self._oom_kills = 0
@@ -103,8 +100,8 @@ class Service:
         """From now on `loop` reads the output and the notifications and keeps the deadlines."""
         self._loop = loop
         loop.add_reader(self.output.reader, self.output.drain)
-        if self._notify is not None:
-            loop.add_reader(self._notify.fileno(), self._receive)
+        if self.notify is not None:
+            loop.add_reader(self.notify.fileno(), self._receive)
         if self._deadline is not None:
             self._arm(max(self._deadline - boottime(), 0.0))
 
@@ -145,7 +142,7 @@ class Service:
     def _act(self, action: Action | None) -> None:
         match action:
             case Action.SPAWN if self._failed_spawn is not None:
-                again = self._backoff.looping
+                again = self.backoff.looping
                 self.handle(Event.EXITED_AGAIN if again else Event.SPAWN_FAILED, self._failed_spawn)
             case Action.SPAWN:
                 self._arm(self.spec.start_seconds)
@@ -214,7 +211,7 @@ class Service:
         except Exception as error:  # noqa: BLE001 whatever it is (ENOMEM, a NUL in argv): a reason to wait, not to fall
             self.ended()
             self._failed_spawn = str(error)
-            self._backoff_delay = self._backoff.failed(0.0)
+            self._backoff_delay = self.backoff.failed(0.0)
             return
         finally:
             for descriptor in (cgroup, null):
@@ -241,8 +238,8 @@ class Service:
 
     def _environment(self) -> Mapping[str, str]:
         extra = {}
-        if self._notify is not None:
-            extra["NOTIFY_SOCKET"] = self._notify.path
+        if self.notify is not None:
+            extra["NOTIFY_SOCKET"] = self.notify.path
         if self.spec.watchdog_seconds:
             extra["WATCHDOG_USEC"] = str(int(self.spec.watchdog_seconds * 1e6))
         return {**self.spec.environment, **extra}
@@ -279,8 +276,8 @@ class Service:
                 self.handle(Event.EXITED_EARLY, f"{self.last_exit}; waits for {missing}")
                 return
             ready = 0.0 if self._ready_at is None else boottime() - self._ready_at
-            self._backoff_delay = self._backoff.failed(ready)
-        self.handle(Event.EXITED_AGAIN if self._backoff.looping else Event.EXITED, self.last_exit)
+            self._backoff_delay = self.backoff.failed(ready)
+        self.handle(Event.EXITED_AGAIN if self.backoff.looping else Event.EXITED, self.last_exit)
 
     def _let_go(self, process: Process) -> None:
         if self._loop is not None:
@@ -292,20 +289,21 @@ class Service:
         if self._is_main(pid):
             return None
         try:
-            pidfd = native.pidfd_open(pid)  # before the cgroup is read: by then the number could be another's
-        except (OSError, OverflowError):
-            return f"MAINPID={pid} is no process"
-        if pid not in cgroups.processes(self.spec.cgroup):
-            os.close(pidfd)
-            return f"MAINPID={pid} is outside of its cgroup"
+            process = find(pid, self.spec.cgroup)
+        except LookupError as error:
+            return f"MAINPID={pid} {error}"
         if self.process is not None:
             self._let_go(self.process)
-        self.process = Process(pid, pidfd)
-        self._reaper.watch(pid, self._ended)
-        if self._loop is not None:
-            self._loop.add_reader(pidfd, self._gone, self.process)  # it may be, and stay, another's child
+        self.adopt(process)
         log.info(f"{self.spec.name}: has another main process", pid=pid)
         return None
+
+    def adopt(self, process: Process) -> None:
+        """Take a process that runs for the main one; it may be, and stay, another's child."""
+        self.process = process
+        self._reaper.watch(process.pid, self._ended)
+        if self._loop is not None:
+            self._loop.add_reader(process.pidfd, self._gone, process)
 
     def _gone(self, process: Process) -> None:
         if self._loop is not None:
@@ -355,8 +353,8 @@ class Service:
             self._timer = None
 
     def _receive(self) -> None:
-        if self._notify is not None:
-            self._notify.receive(self._is_main, self._accept)
+        if self.notify is not None:
+            self.notify.receive(self._is_main, self._accept)
 
     def _is_main(self, pid: int) -> bool:
         return self.process is not None and pid == self.process.pid

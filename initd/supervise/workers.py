@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from initd.events import EventLog
     from initd.services import ServiceSpec
+    from initd.supervise.output import Output
+    from initd.supervise.process import Process
     from initd.supervise.reap import Reaper
-    from initd.supervise.service import Process
 
 LINK = 3
 CHUNK = 256 << 10
@@ -46,8 +47,8 @@ class Worker(Service):
     descriptor that it handed over starts it again.
     """
 
-    def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper) -> None:
-        super().__init__(spec, events, reaper)
+    def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper, output: Output | None = None) -> None:
+        super().__init__(spec, events, reaper, output)
         self._handlers: dict[str, Callable[..., None]] = {}
         self._unheard: dict[str, list[Any]] = {}
         self.on_start: Callable[[], None] = lambda: None
@@ -328,16 +329,3 @@ def _closed(descriptors: list[int]) -> list[int]:
     for fd in descriptors:
         os.close(fd)
     return []
-
-
-def spec(name: str, memory_max: int) -> ServiceSpec:
-    """The specification of the worker `name`, with a leaf cgroup of its own and `memory_max` in bytes."""
-    from initd.services import ServiceSpec  # noqa: PLC0415
-
-    return ServiceSpec(
-        name=name,
-        argv=(),
-        environment={},
-        cgroup=f"initd/{name}",
-        cgroup_settings={"memory.max": memory_max},
-    )

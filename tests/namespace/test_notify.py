@@ -262,8 +262,8 @@ def test_a_main_process_that_is_none_of_its_own_is_ignored(scene: Scene) -> None
         first = service.process.pid
         before = descriptors()
         await until(lambda: service.state is State.RUNNING)
-        assert service._notify is not None
-        return replaced(service, first), service._notify.refused, descriptors() - before
+        assert service.notify is not None
+        return replaced(service, first), service.notify.refused, descriptors() - before
 
     assert scene(act) == (False, 8, 0)
 
@@ -299,7 +299,7 @@ def test_a_flood_from_what_a_service_left_behind_holds_up_neither_the_loop_nor_a
     async def act(node: Init) -> tuple[int, int, int, list[str]]:
         service = node.service((*PYTHON, script), notify=True, main_only=True)
         service.start()
-        notify, most, ready_at, last = service._notify, 0, 0, 0
+        notify, most, ready_at, last = service.notify, 0, 0, 0
         assert notify is not None
         while notify.refused < FLOOD:  # each pass is one turn of the loop
             await asyncio.sleep(0)

@@ -43,8 +43,8 @@ def test_ready_from_the_main_process_only(scene: Scene) -> None:
         await until(lambda: service.status_text == "warming up")
         await until(lambda: is_stopped(service))
         assert service.process is not None
-        assert service._notify is not None
-        before = (service.state, service._notify.refused)
+        assert service.notify is not None
+        before = (service.state, service.notify.refused)
         native.pidfd_send_signal(service.process.pidfd, signal.SIGCONT)
         await until(lambda: service.state is State.RUNNING)
         return *before, states(service)

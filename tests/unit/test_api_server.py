@@ -386,7 +386,8 @@ def test_everyone_may_connect_to_the_socket_of_the_node(tmp_path: Path, monkeypa
     node, path = Node(), str(tmp_path / "api.sock")
     monkeypatch.setattr(boot, "API_SOCKET", path)
     boot.listen(node)
-    node.listener.close()
+    assert node.listener is not None
+    os.close(node.listener)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
 
 

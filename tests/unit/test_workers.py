@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from initd import native
+from initd import native, services
 from initd.api.protocol import ApiError, Code, Decoder, Notification, Request, Response, encode
 from initd.supervise import workers
 from initd.supervise.reap import CLD_KILLED
 from initd.supervise.states import State
-from initd.supervise.workers import LINK, Worker, spec
+from initd.supervise.workers import LINK, Worker
 from tests.unit.api_support import until
 from tests.unit.core_support import World, states
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 MIB = 1 << 20
+PROBE = services.worker("devices")._replace(name="probe")
 
 
 class Bench:
@@ -43,7 +44,7 @@ class Bench:
             return child
 
         patch.setattr(native, "spawn", run)
-        self.worker = Worker(spec("probe", MIB), self.world.events, self.world.reaper)
+        self.worker = Worker(PROBE, self.world.events, self.world.reaper)
 
     async def attach(self) -> None:
         self.worker.attach(asyncio.get_running_loop())

@@ -1,0 +1,44 @@
+"""A main process, held by a pidfd: a number alone may be another's by the time it is used."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from initd import cgroups, native
+
+
+class Process(NamedTuple):
+    """A process: its pid and a pidfd, which whoever holds this closes."""
+
+    pid: int
+    pidfd: int
+
+
+def find(pid: int, cgroup: str, started: int | None = None) -> Process:
+    """Take a process of a cgroup, which must be the one that began at `started` if that is given (see `start_time`).
+
+    Raises LookupError that says what it is not.
+    """
+    try:
+        pidfd = native.pidfd_open(pid)  # before it is looked at
+    except (OSError, OverflowError):
+        raise LookupError("is no process") from None
+    wrong = None
+    if pid not in cgroups.processes(cgroup):
+        wrong = "is outside of its cgroup"
+    elif started is not None and start_time(pid) != started:
+        wrong = "is another process by now"
+    if wrong is not None:
+        os.close(pidfd)
+        raise LookupError(wrong)
+    return Process(pid, pidfd)
+
+
+def start_time(pid: int) -> int:
+    """When a process began, in clock ticks since boot (proc_pid_stat(5)); 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
