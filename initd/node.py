@@ -143,13 +143,15 @@ class Node:
         while True:
             begun = boottime()
             try:
-                return await (work() if again else work)
+                await (work() if again else work)
             except Exception as failure:  # noqa: BLE001 a task's fault is a line in the log, never PID 1's end
                 if str(failure) != told:
                     log.exception(f"task {name} failed", failure, again=again)
                 told = str(failure)
+            else:
+                return
             if not again:
-                return None
+                return
             await asyncio.sleep(backoff.failed(boottime() - begun))
 
     def network_changed(self, state: NetworkState) -> None:

@@ -67,6 +67,7 @@ class Port:
         self._full = False
         self._held = False
         self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[OSError] = self._loop.create_future()  # why the port cannot be read any more
         self._edges = select.epoll()
         self._edges.register(fd, _EDGES)
         self._loop.add_reader(self._edges.fileno(), self._ready)
@@ -129,8 +130,10 @@ class Port:
             data = os.read(self._fd, _READ_SIZE)
         except BlockingIOError:
             return None
-        except OSError:  # unplugged, or a terminal's other side is closed
+        except OSError as error:  # unplugged, or a terminal's other side is closed
             data = b""
+            if not self.lost.done():
+                self.lost.set_result(error)
         if not data:
             self.abort()
             return None

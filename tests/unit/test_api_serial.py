@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import select
 import socket
 import tty
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from initd.api import session
+from initd import log
+from initd.api import serial, session, start
 from initd.api.protocol import (
     HELLO_REQUEST,
     HELLO_RESPONSE,
@@ -24,6 +27,8 @@ from initd.api.protocol import (
 )
 from initd.api.registry import Role
 from initd.api.serial import Port, find_port
+from initd.node import Node
+from initd.supervise import backoff
 from tests.unit.api_support import DEADLINE, Log, Methods, make_api, until
 
 if TYPE_CHECKING:
@@ -233,6 +238,46 @@ def test_a_terminal_that_hangs_up_is_no_error() -> None:
         os.close(ours)
         await until(lambda: port._session is None)
         port.shut()
+
+    asyncio.run(run())
+
+
+def test_a_port_that_comes_late_or_is_unplugged_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST", 0.001)
+    ports: list[int] = []
+    failures: list[str] = []
+
+    def open_port(_device: str) -> int:
+        if not ports:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return ports.pop()
+
+    monkeypatch.setattr(serial, "find_port", lambda: "/dev/vport1p1" if failures else None)
+    monkeypatch.setattr(serial, "open_port", open_port)
+    monkeypatch.setattr(log, "exception", lambda _event, failure, **_fields: failures.append(str(failure)))
+
+    async def run() -> None:
+        node = Node()
+        node.loop, node.command_line = asyncio.get_running_loop(), {"initd.api.serial": "admin"}
+        await start.serve(node)
+        for count, nonce in ((2, FIRST), (4, SECOND)):
+            await until(lambda: len(failures) == count)  # noqa: B023 - awaited at once
+            ours, theirs = socket.socketpair()
+            theirs.setblocking(False)
+            ports.append(theirs.detach())
+            host = Host(ours)
+            await host.hello(nonce)
+            host.send(encode(Request(1, "version", [])))
+            await until(lambda: select.select([ours], [], [], 0)[0])  # noqa: B023 - awaited at once
+            ours.close()  # with something unread, so that the port's next read fails
+        await until(lambda: len(failures) == 6)
+        (task,) = node.tasks
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        none, *told = failures
+        assert none == "no virtio-serial port io.initd.api"
+        busy, reset = "[Errno 16] Device or resource busy", "[Errno 104] Connection reset by peer"
+        assert told == [busy, reset, busy, reset, busy], "what fails in the same way again is not told again"
 
     asyncio.run(run())
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from initd import mounts, native
+from initd import log, mounts, native
 from initd.config.schema import Config
 from initd.node import Node, write_first_etc
+from initd.supervise import backoff
 from initd.supervise.states import State
 
 if TYPE_CHECKING:
@@ -147,6 +148,29 @@ def test_etc_that_cannot_be_written_is_no_end(etc: Path, monkeypatch: pytest.Mon
     node.network_changed(network())
     node.identify("node-1", None)
     assert node.name == "node-1"
+
+
+def test_a_task_that_can_be_made_again_is_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(backoff, "FIRST", 0.001)
+    monkeypatch.setattr(log, "exception", lambda _event, failure, **_fields: told.append(str(failure)))
+
+    async def whole() -> None:
+        node = Node()
+        node.loop = asyncio.get_running_loop()
+        faults = ["one", "one", "other"]
+
+        async def work() -> None:
+            if faults:
+                raise OSError(faults.pop(0))
+
+        node.spawn_task(work, "line")
+        async with asyncio.timeout(5):
+            await asyncio.gather(*node.tasks)
+        assert faults == []
+
+    asyncio.run(whole())
+    assert told == ["one", "other"], "the same again and again would fill the log"
 
 
 def test_a_task_that_fails_ends_alone() -> None:
