@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import asynccontextmanager, contextmanager
+import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
@@ -16,7 +17,7 @@ from initd.api.protocol import ApiError, Code
 from initd.containers.messages import MESSAGES, Message, Rpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from grpclib.client import Stream
 
@@ -33,24 +34,22 @@ class Containerd:
         self._channel: Channel | None = None
 
     async def reach(self, seconds: float) -> None:
-        """Wait until something accepts connections on the socket; raises UNAVAILABLE after `seconds`."""
-        try:
-            async with asyncio.timeout(seconds):
-                # Nothing announces that a socket has begun to listen.
-                while (reason := self._refusal()) is not None:  # noqa: ASYNC110
-                    await asyncio.sleep(RETRY_SECONDS)
-        except TimeoutError:
-            text = f"containerd: not reachable at {self.path} within {seconds:g} s: {reason}"
-            raise ApiError(Code.UNAVAILABLE, text) from None
+        """Wait until something accepts connections on the socket; raises UNAVAILABLE after `seconds`.
 
-    def _refusal(self) -> str | None:
-        """Try a connection: that the socket is there says nothing, a containerd that died leaves its own behind."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            try:
-                probe.connect(self.path)
-            except OSError as error:
-                return error.strerror or str(error)
-        return None
+        That the socket is there says nothing, a containerd that died leaves its own behind.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+                try:
+                    probe.connect(self.path)
+                except OSError as error:
+                    if time.monotonic() >= end:
+                        text = f"containerd: not reachable at {self.path} within {seconds:g} s: {error.strerror}"
+                        raise ApiError(Code.UNAVAILABLE, text) from None
+                else:
+                    return
+            await asyncio.sleep(RETRY_SECONDS)  # nothing announces that a socket has begun to listen
 
     async def call(
         self,
@@ -77,10 +76,19 @@ class Containerd:
         request = self._channel.request(
             rpc.path, cardinality, MESSAGES[rpc.request], MESSAGES[rpc.reply], metadata=metadata
         )
-        with _errors(rpc.path.lstrip("/"), self.path, seconds):
+        what = f"containerd: {rpc.path.lstrip('/')}"
+        try:
             # grpclib's own timeout does not cover a server that accepts and never answers the connection preface.
             async with asyncio.timeout(seconds), request as stream:
                 yield stream
+        except GRPCError as error:
+            raise ApiError(Code[error.status.name], f"{what}: {error.message}") from error
+        except TimeoutError as error:
+            raise ApiError(Code.DEADLINE_EXCEEDED, f"{what}: no answer within {seconds:g} s") from error
+        except (OSError, StreamTerminatedError, ProtocolError) as error:
+            raise ApiError(Code.UNAVAILABLE, f"{what}: {self.path}: {error}") from error
+        except DecodeError as error:
+            raise ApiError(Code.INTERNAL, f"{what}: the answer is not the message expected: {error}") from error
 
     def close(self) -> None:
         """Drop the connection, if there is one."""
@@ -96,17 +104,3 @@ async def received(stream: Stream[Message, Message], rpc: Rpc) -> Message:
         await stream.recv_trailing_metadata()  # raises what the server ended the call with, unless that was OK
         raise ApiError(Code.INTERNAL, f"containerd: {rpc.path.lstrip('/')}: ended without an answer")
     return reply
-
-
-@contextmanager
-def _errors(what: str, path: str, seconds: float) -> Iterator[None]:
-    try:
-        yield
-    except GRPCError as error:
-        raise ApiError(Code[error.status.name], f"containerd: {what}: {error.message}") from error
-    except TimeoutError as error:
-        raise ApiError(Code.DEADLINE_EXCEEDED, f"containerd: {what}: no answer within {seconds:g} s") from error
-    except (OSError, StreamTerminatedError, ProtocolError) as error:
-        raise ApiError(Code.UNAVAILABLE, f"containerd: {what}: {path}: {error}") from error
-    except DecodeError as error:
-        raise ApiError(Code.INTERNAL, f"containerd: {what}: the answer is not the message expected: {error}") from error

@@ -25,7 +25,16 @@ async def images(client: Containerd) -> list[ImageInfo]:
     """All images, by name. Raises ApiError."""
     await client.reach(REACH_SECONDS)
     reply = await client.call(messages.LIST_IMAGES)
-    return sorted((_image(image) for image in reply.images), key=lambda info: (info["names"], info["id"]))
+    found: list[ImageInfo] = [
+        {
+            "id": image.id,
+            "names": list(image.repo_tags) or list(image.repo_digests),
+            "size_bytes": image.size,
+            "pinned": image.pinned,
+        }
+        for image in reply.images
+    ]
+    return sorted(found, key=lambda info: (info["names"], info["id"]))
 
 
 async def pods(client: Containerd) -> list[PodInfo]:
@@ -91,15 +100,6 @@ def _container(run: Message, status: Message) -> ContainerInfo:
         "started": status.started_at / NANOSECONDS if status.started_at else None,
         "exit_code": status.exit_code if state == "exited" else None,
         "reason": status.reason,
-    }
-
-
-def _image(image: Message) -> ImageInfo:
-    return {
-        "id": image.id,
-        "names": list(image.repo_tags) or list(image.repo_digests),
-        "size_bytes": image.size,
-        "pinned": image.pinned,
     }
 
 

@@ -70,7 +70,7 @@ async def import_images(client: Containerd, paths: Sequence[str]) -> list[Import
 async def _import(client: Containerd, path: str) -> list[Message]:
     """Import one archive; return the images as containerd then lists them."""
     name = uuid.uuid4().hex
-    labels = {**LABELS, IMPORT_LABEL: name}
+    labels = [{"key": key, "value": value} for key, value in {**LABELS, IMPORT_LABEL: name}.items()]
     transfer = {
         "source": _any("containerd.types.transfer.ImageImportStream", stream=name),
         "destination": _any("containerd.types.transfer.ImageStore", labels=labels, extra_references=[REFERENCE]),

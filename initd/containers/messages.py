@@ -7,14 +7,13 @@ travel as int32. Fields left out are skipped by the decoder, as protobuf wants o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-# Message: "name number type" of each field; `*type` is repeated, `map` is map<string, string>.
+# Message: "name number type" of each field; `*type` is repeated. A map travels as a repeated message like Label.
 FIELDS: dict[str, str] = {
     "Empty": "",
     "Any": "type_url 1 string, value 2 bytes",
@@ -25,7 +24,8 @@ FIELDS: dict[str, str] = {
     "TransferRequest": "source 1 Any, destination 2 Any",
     "ImageImportStream": "stream 1 string",
     "ImageReference": "name 1 string, is_prefix 2 bool, allow_overwrite 3 bool",
-    "ImageStore": "labels 2 map, extra_references 6 *ImageReference",
+    "Label": "key 1 string, value 2 string",
+    "ImageStore": "labels 2 *Label, extra_references 6 *ImageReference",
     "Descriptor": "digest 2 string",
     "StoredImage": "name 1 string, target 3 Descriptor",
     "ListStoredRequest": "filters 1 *string",
@@ -58,8 +58,7 @@ FIELDS: dict[str, str] = {
 Message = Any  # the classes exist only at run time, so no checker knows their fields
 
 
-@dataclass(frozen=True)
-class Rpc:
+class Rpc(NamedTuple):
     """One gRPC method: its path and the names of the messages that go in and out."""
 
     path: str
@@ -80,17 +79,10 @@ CONTAINER_STATUS = Rpc(
 
 
 def _add_field(message: Any, name: str, number: int, kind: str) -> None:
-    """Append one field to a DescriptorProto; a map becomes the entry message that protobuf encodes it as."""
-    field = message.field.add(name=name, number=number, label=FieldDescriptorProto.LABEL_OPTIONAL)
-    if kind == "map":
-        entry = message.nested_type.add(name="".join(part.capitalize() for part in name.split("_")) + "Entry")
-        entry.options.map_entry = True
-        _add_field(entry, "key", 1, "string")
-        _add_field(entry, "value", 2, "string")
-        kind = f"*{message.name}.{entry.name}"
-    if kind.startswith("*"):
-        field.label = FieldDescriptorProto.LABEL_REPEATED
-        kind = kind[1:]
+    """Append one field to a DescriptorProto."""
+    repeated, kind = kind.startswith("*"), kind.lstrip("*")
+    label = FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL
+    field = message.field.add(name=name, number=number, label=label)
     if kind.islower():
         field.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
     else:

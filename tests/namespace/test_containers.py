@@ -214,7 +214,10 @@ def test_what_is_no_archive_is_refused_by_name_and_keeps_no_other_out(daemon: Da
 def test_the_worker_answers_over_its_link() -> None:
     """The process as PID 1 starts it, without a containerd: a clear error, an end when PID 1 closes."""
     parent, child = socket.socketpair()
-    code = "import sys; from initd.worker import main; sys.exit(main('containers'))"
+    code = (
+        "import sys; from initd.containers import cri; cri.REACH_SECONDS = 0.1; "
+        "from initd.worker import main; sys.exit(main('containers'))"
+    )
     with parent, child:
         fd = child.fileno()
         worker = subprocess.Popen(
@@ -222,14 +225,14 @@ def test_the_worker_answers_over_its_link() -> None:
         )
         child.close()
         parent.settimeout(DEADLINE)
-        parent.sendall(
-            encode(Request(1, "import_images", [3])) + encode(Request(2, "import_images", [["/missing.tar"]]))
-        )
+        parent.sendall(encode(Request(1, "pods", [])) + encode(Request(2, "import_images", [["/missing.tar"]])))
         decoder = Decoder()
         answers: list[Message] = []
         while not answers:
             answers += decoder.feed(parent.recv(65536))
     assert isinstance(answers[0], Response)
-    assert answers[0].error == ["INVALID_ARGUMENT", "import_images: paths: 3, expected a list of texts"]
+    assert isinstance(answers[0].error, list)
+    assert answers[0].error[0] == "UNAVAILABLE"
+    assert "not reachable at /run/containerd/containerd.sock within 0.1 s: No such file" in answers[0].error[1]
     _, log = worker.communicate(timeout=DEADLINE)
     assert worker.returncode == 0, log

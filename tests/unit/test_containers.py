@@ -39,7 +39,9 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
 
 
 def test_the_table_gives_the_bytes_that_protobuf_prescribes() -> None:
-    store = MESSAGES["ImageStore"](labels={"a": "b"}, extra_references=[{"name": "n", "is_prefix": True}])
+    store = MESSAGES["ImageStore"](
+        labels=[{"key": "a", "value": "b"}], extra_references=[{"name": "n", "is_prefix": True}]
+    )
     wire = b"\x12\x06\x0a\x01a\x12\x01b\x32\x05\x0a\x01n\x10\x01"
     assert store.SerializeToString(deterministic=True) == wire
     assert MESSAGES["ImageStore"].FromString(wire) == store
@@ -165,8 +167,9 @@ def test_an_archive_goes_to_containerd_as_it_has_room(tmp_path: Path, archive: P
     (transfer, metadata), (listing, _) = ((request, metadata) for _, request, metadata in fake.seen[:2])
     assert metadata["containerd-namespace"] == "k8s.io"
     store = MESSAGES["ImageStore"].FromString(transfer.destination.value)
-    assert LABELS.items() <= dict(store.labels).items()
-    assert store.labels[IMPORT_LABEL] in listing.filters[0]
+    labels = {label.key: label.value for label in store.labels}
+    assert LABELS.items() <= labels.items()
+    assert labels[IMPORT_LABEL] in listing.filters[0]
 
 
 def test_cri_is_asked_until_it_has_recovered_and_knows_the_image(tmp_path: Path, archive: Path) -> None:
