@@ -110,7 +110,6 @@ class ProcessInfo(TypedDict):
     pid: int
     parent: int
     name: str
-    argv: list[str]
     cgroup: str
     state: str
     resident_bytes: int

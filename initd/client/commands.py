@@ -73,7 +73,7 @@ COMMANDS = (
     Command("mounts", "every mount", "mounts", view=views.listing("target type source flags propagation")),
     Command(
         "processes", "every process", "processes",
-        view=views.listing("pid parent state resident_bytes cpu_seconds cgroup argv"),
+        view=views.listing("pid parent state resident_bytes cpu_seconds name cgroup"),
     ),
     Command(
         "links", "network links, their addresses and routes", "links",

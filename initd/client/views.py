@@ -34,7 +34,7 @@ def _cell(name: str, value: Any) -> object:
         case bool():
             return name.replace("_", "-") if value else "-"
         case list():
-            return (" " if name == "argv" else ", ").join(value)
+            return ", ".join(value)
         case int() | float() if name.endswith("_bytes"):
             return size(value)
         case int() | float() if name.endswith("_seconds"):

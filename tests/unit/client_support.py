@@ -139,7 +139,6 @@ ANSWERS: dict[str, Any] = {
             "pid": 1,
             "parent": 0,
             "name": "init",
-            "argv": ["/sbin/init"],
             "cgroup": "/initd/pid1",
             "state": "S",
             "resident_bytes": 20 << 20,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RECORD_BYTES = 8192
 BATCH = 100
-# PF_KTHREAD (include/linux/sched.h). That there is no command line proves nothing: a pod may clear its own.
+# PF_KTHREAD (include/linux/sched.h)
 KERNEL_THREAD = 0x0020_0000
 
 
@@ -102,12 +102,14 @@ async def processes(_call: Call) -> list[ProcessInfo]:
 
 
 def read_process(pid: int) -> ProcessInfo | None:
-    """One process as proc_pid_stat(5) and its neighbours have it; None if it is gone or a kernel thread."""
+    """One process as proc_pid_stat(5) and its neighbours have it; None if it is gone or a kernel thread.
+
+    Neither file takes the process's mmap_lock; its arguments are in its own memory, and to read /proc/PID/cmdline waits
+    for whoever holds that lock, in the kernel and for ever if need be.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             name, _, rest = file.read().decode(errors="replace").partition(" (")[2].rpartition(") ")
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            argv = file.read(4096).decode(errors="replace").rstrip("\0")
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
             cgroup = file.read().strip().partition("0::")[2]
     except OSError:
@@ -120,7 +122,6 @@ def read_process(pid: int) -> ProcessInfo | None:
         "pid": pid,
         "parent": int(fields[1]),
         "name": name,
-        "argv": argv.split("\0") if argv else [],
         "cgroup": cgroup,
         "state": fields[0],
         "resident_bytes": int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
