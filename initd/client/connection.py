@@ -136,11 +136,10 @@ class Client:
         if not data:
             raise self._lost("the node closed the connection")
         try:
-            messages = self._decoder.feed(data)
+            for message in self._decoder.feed(data):
+                self._take(message)
         except ProtocolError as error:
             raise self._lost(f"malformed answer: {error}") from error
-        for message in messages:
-            self._take(message)
         return True
 
     def _take(self, message: Message) -> None:
@@ -164,6 +163,14 @@ def _result(response: Response) -> object:
     return response.result
 
 
+_HINTS = {
+    FileNotFoundError: "there is no such socket; is this a node, or did you mean --vm NAME?",
+    ConnectionRefusedError: "nothing listens there any more; the node or its VM has ended",
+    PermissionError: "you may not connect; try as root",
+    TimeoutError: "no answer; the node is overloaded or stopped",
+}
+
+
 def _connect(address: str, timeout: float) -> socket.socket:
     family, where = parse(address)
     connection = socket.socket(family, socket.SOCK_STREAM)
@@ -172,22 +179,8 @@ def _connect(address: str, timeout: float) -> socket.socket:
         connection.connect(where)
     except OSError as error:
         connection.close()
-        raise ConnectionError(f"{address}: {_explain(error)}") from error
+        raise ConnectionError(f"{address}: {_HINTS.get(type(error), error.strerror or error)}") from error
     return connection
-
-
-def _explain(error: OSError) -> str:
-    match error:
-        case FileNotFoundError():
-            return "there is no such socket; is this a node, or did you mean --vm NAME?"
-        case ConnectionRefusedError():
-            return "nothing listens there any more; the node or its VM has ended"
-        case PermissionError():
-            return "you may not connect; try as root"
-        case TimeoutError():
-            return "no answer; the node is overloaded or stopped"
-        case _:
-            return error.strerror or str(error)
 
 
 def parse(address: str) -> tuple[socket.AddressFamily, Any]:

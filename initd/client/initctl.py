@@ -18,7 +18,7 @@ from initd.client.connection import DEFAULT_SOCKET, Client
 from initd.client.output import Style, to_json, to_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 FAILED, USAGE, NO_NODE, INTERRUPTED = 1, 2, 3, 130
 _NEXT = {
@@ -54,8 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     command: Command = arguments.command
-    form = getattr(arguments, "output", "table")
-    params = [getattr(arguments, argument.name) for argument in command.arguments]
     match command.words:
         case "completion":
             print(completion.script(arguments.shell), end="")
@@ -63,22 +61,23 @@ def _run(arguments: argparse.Namespace) -> None:
             from initd.client import live  # noqa: PLC0415 - only one command in twenty needs it
 
             live.watch(lambda: _connect(arguments), sys.stdout)
-        case "call":
-            with _connect(arguments) as client:
-                for item in _everything(client.stream(arguments.method, *map(_from_json, arguments.params))):
-                    _show(command, item, form)
         case _:
             with _connect(arguments) as client:
-                items = client.stream if command.streaming else lambda *call: [client.call(*call)]
-                for item in items(command.method, *params):
-                    _show(command, item, form)
+                for item in _answers(client, command, arguments):
+                    _show(command, item, getattr(arguments, "output", "table"))
 
 
-def _everything(stream: Generator[Any, None, Any]) -> Iterator[Any]:
-    """Yield the items of a call, and its result if it has one: the user may name any method."""
-    result = yield from stream
-    if result is not None:
-        yield result
+def _answers(client: Client, command: Command, arguments: argparse.Namespace) -> Iterator[Any]:
+    params = [getattr(arguments, argument.name) for argument in command.arguments]
+    if command.words == "call":  # the user may name a method that streams, or one that does not
+        method, texts = params
+        result = yield from client.stream(method, *map(_from_json, texts))
+        if result is not None:
+            yield result
+    elif command.streaming:
+        yield from client.stream(command.method, *params)
+    else:
+        yield client.call(command.method, *params)
 
 
 def _show(command: Command, item: Any, form: str) -> None:
@@ -122,8 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--output", choices=("table", "json", "yaml"), help="form of the answer (default: table)")
     parser = argparse.ArgumentParser("initctl", description="Ask a node that runs initd.", parents=[common])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     parsers: dict[str, argparse.ArgumentParser] = {}
+    groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     for command in (*COMMANDS, *OTHERS):
         first, _, second = command.words.partition(" ")
         if first not in parsers:

@@ -103,7 +103,11 @@ def _yaml(value: Any) -> Iterator[str]:
     match value:
         case dict() if value:
             for key, inner in value.items():
-                yield from _yaml_entry(f"{_scalar(key)}:", inner, nested="  " if isinstance(inner, dict) else "")
+                if isinstance(inner, dict | list) and inner:
+                    yield f"{_scalar(key)}:"
+                    yield from ("  " * isinstance(inner, dict) + line for line in _yaml(inner))
+                else:
+                    yield f"{_scalar(key)}: {_scalar(inner)}"
         case list() if value:
             for inner in value:
                 first, *rest = _yaml(inner)
@@ -111,14 +115,6 @@ def _yaml(value: Any) -> Iterator[str]:
                 yield from (f"  {line}" for line in rest)
         case _:
             yield _scalar(value)
-
-
-def _yaml_entry(key: str, inner: Any, nested: str) -> Iterator[str]:
-    if isinstance(inner, dict | list) and inner:
-        yield key
-        yield from (f"{nested}{line}" for line in _yaml(inner))
-    else:
-        yield f"{key} {_scalar(inner)}"
 
 
 def _scalar(value: Any) -> str:
