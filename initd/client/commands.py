@@ -34,7 +34,10 @@ class Argument(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One command: its words; the API's method, the parameters in their order, and the view of its result or item."""
+    """One command: its words; the API's method, the parameters in their order, and the view of its result or item.
+
+    A listed one shows all items of a stream as one list.
+    """
 
     words: str
     help: str
@@ -42,6 +45,7 @@ class Command(NamedTuple):
     arguments: tuple[Argument, ...] = ()
     view: Callable[[Any, Style], str] = views.plain
     streaming: bool = False
+    listed: bool = False
 
 
 _SERVICES = ("containerd", "kubelet", "network", "devices", "containers")
@@ -70,10 +74,10 @@ COMMANDS = (
         views.log_line, streaming=True,
     ),
     Command("dmesg", "the kernel log", "kernel.log", (_FOLLOW,), views.kernel_record, streaming=True),
-    Command("mounts", "every mount", "mounts", view=views.listing("target type source flags propagation")),
+    Command("mounts", "every mount", "mounts", (), views.listing("target type source flags propagation"), listed=True),
     Command(
         "processes", "every process", "processes",
-        view=views.listing("pid parent state resident_bytes cpu_seconds name cgroup"),
+        view=views.listing("pid parent state resident_bytes cpu_seconds name cgroup"), listed=True,
     ),
     Command(
         "links", "network links, their addresses and routes", "links",

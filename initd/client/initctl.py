@@ -76,6 +76,8 @@ def _answers(client: Client, command: Command, arguments: argparse.Namespace) ->
             yield result
     elif command.streaming:
         yield from client.stream(command.method, *params)
+    elif command.listed:
+        yield list(client.stream(command.method, *params))
     else:
         yield client.call(command.method, *params)
 

@@ -24,7 +24,7 @@ def listing(keys: str) -> Callable[[Iterable[Mapping[str, Any]], Style], str]:
     headers = [re.sub(r"_(bytes|seconds)$", "", name).replace("_", " ").upper() for name in names]
 
     def view(items: Iterable[Mapping[str, Any]], style: Style) -> str:
-        return table(headers, ([_cell(name, item[name]) for name in names] for item in items), style)
+        return table(headers, ([_cell(name, item.get(name, "-")) for name in names] for item in items), style)
 
     return view
 

@@ -249,6 +249,14 @@ class FakeNode:
             self.calls.append(("kernel.log", follow))
             yield {"seq": 1, "monotonic": 0.1, "priority": 3, "facility": 0, "text": "oops"}
 
+        async def mounts(_call: Call) -> AsyncIterator[Any]:
+            for item in ANSWERS["mounts"]:
+                yield item
+
+        async def processes(_call: Call) -> AsyncIterator[Any]:
+            for item in ANSWERS["processes"]:
+                yield item
+
         async def never(_call: Call) -> None:
             await asyncio.Event().wait()
 
@@ -257,6 +265,8 @@ class FakeNode:
             "events": Method("events", Role.READER, events),
             "logs": Method("logs", Role.READER, logs),
             "kernel.log": Method("kernel.log", Role.READER, kernel_log),
+            "mounts": Method("mounts", Role.READER, mounts),
+            "processes": Method("processes", Role.READER, processes),
             "never": Method("never", Role.READER, never),
         }
         return table

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from initd import shutdown
 from initd.api.methods import node as node_methods
 from initd.api.methods import services as service_methods
-from initd.api.methods.system import parse_mount, parse_record, processes, read_process
-from initd.api.protocol import ApiError, Code
+from initd.api.methods.system import mounts, parse_mount, parse_record, processes, read_process
+from initd.api.protocol import ApiError, Code, Response, encode
 from initd.api.registry import METHODS, Call, Peer, Role, reference, schema
+from initd.api.session import MAX_RESPONSE
 from initd.node import Node
 from initd.services import ServiceSpec
-from initd.supervise.service import Service
+from initd.supervise.service import LAST_LINES, Service
 from tests.unit.core_support import World, states
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def test_a_mount() -> None:
 def test_every_mount_of_this_machine_is_read() -> None:
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         lines = list(file)
-    found = [parse_mount(line) for line in lines]
+    found = asyncio.run(collect(mounts(cast("Call", None))))
+    assert found == [parse_mount(line) for line in lines]
     assert {mount["target"] for mount in found} >= {"/", "/proc"}
     assert all(mount["type"] and mount["flags"] for mount in found)
 
@@ -130,7 +132,7 @@ def test_a_kernel_thread_is_known_by_its_flag(procfs: Any) -> None:
 
 def test_the_list_of_processes_has_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("initd.api.methods.system.BATCH", 2)
-    found = asyncio.run(processes(cast("Call", None)))
+    found = asyncio.run(collect(processes(cast("Call", None))))
     assert os.getpid() in {process["pid"] for process in found}
     assert [process["pid"] for process in found] == sorted(process["pid"] for process in found)
 
@@ -168,6 +170,13 @@ def test_services(bench: Bench) -> None:
     with pytest.raises(ApiError, match="no service named 'x'; there are kubelet") as caught:
         asyncio.run(service_methods.restart(bench.call, "x"))
     assert caught.value.code is Code.NOT_FOUND
+
+
+def test_services_fit_an_answer_whatever_they_write(bench: Bench) -> None:
+    bench.service.output.feed(b"\xff" * 8000 + b"\n" + (b"\xfe" * 8000 + b"\n") * 30)
+    (status,) = asyncio.run(service_methods.services(bench.call))
+    assert status["last_lines"] == ["\ufffd" * 1000] * LAST_LINES
+    assert len(encode(Response(1, None, [status] * 5))) < MAX_RESPONSE
 
 
 def test_restart_says_who_asked_and_is_refused_at_the_end(bench: Bench) -> None:

@@ -28,7 +28,7 @@ def test_a_root_in_the_initramfs(machine_factory: MachineFactory, image: Bootabl
     machine.wait_for("ready", 180.0)
     assert machine.verify()["image"]
     with machine.client() as client:
-        mounts = {mount["target"]: mount for mount in client.call("mounts")}
+        mounts = {mount["target"]: mount for mount in client.stream("mounts")}
         assert {disk["name"] for disk in client.call("disks")} == {"loop0"}
     assert (mounts["/"]["source"], mounts["/"]["type"]) == ("/dev/loop0", "erofs")
     assert "ro" in mounts["/"]["flags"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def mounts(machine: Machine) -> dict[str, dict[str, Any]]:
     with machine.client() as client:
-        return {mount["target"]: mount for mount in client.call("mounts")}
+        return {mount["target"]: mount for mount in client.stream("mounts")}
 
 
 def test_verdict_is_a_nonce_echoed_by_pid_1(node: Machine) -> None:
@@ -167,7 +167,7 @@ def test_logs_kernel_log_and_processes(node: Machine) -> None:
     with node.client() as client:
         assert any("containerd" in line["text"] for line in client.stream("logs", "containerd", 1000, False))
         assert any(record["text"].startswith("initd: {") for record in client.stream("kernel.log", False))
-        assert {"containerd", "kubelet"} <= {process["name"] for process in client.call("processes")}
+        assert {"containerd", "kubelet"} <= {process["name"] for process in client.stream("processes")}
         assert any(disk["partition_label"] == "initd-root-a" for disk in client.call("disks"))
         assert client.call("config")["source"] == "QEMU fw_cfg"
 

@@ -175,4 +175,4 @@ def test_who_asks_for_much_and_never_reads_is_cut_off_and_costs_no_one_else(
 
 def resident(client: Client) -> int:
     """Return how much memory of PID 1 is in use, in bytes."""
-    return int(next(process["resident_bytes"] for process in client.call("processes") if process["pid"] == 1))
+    return int(next(process["resident_bytes"] for process in client.stream("processes") if process["pid"] == 1))

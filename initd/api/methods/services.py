@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from initd.api.types import LogLine, ServiceStatus
     from initd.supervise.service import Service
 
+LINE_CHARACTERS = 1000  # of each last line: whole ones, which `logs` gives, could make the answer too large
+
 
 def _find(call: Call, name: str) -> Service:
     found = call.node.services.get(name) or call.node.workers.get(name)
@@ -26,7 +28,10 @@ def _find(call: Call, name: str) -> Service:
 @method("services", Role.READER)
 async def services(call: Call) -> list[ServiceStatus]:
     """Every service and worker: its state, the desired one, restarts, history and last lines of output."""
-    return [service.status() for service in [*call.node.services.values(), *call.node.workers.values()]]
+    found = [service.status() for service in [*call.node.services.values(), *call.node.workers.values()]]
+    for status in found:
+        status["last_lines"] = [line[:LINE_CHARACTERS] for line in status["last_lines"]]
+    return found
 
 
 @method("service.restart", Role.OPERATOR)

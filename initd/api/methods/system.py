@@ -68,10 +68,11 @@ async def kernel_log(_call: Call, follow: bool = False) -> AsyncIterator[KernelR
 
 
 @method("mounts", Role.READER)
-async def mounts(_call: Call) -> list[MountInfo]:
+async def mounts(_call: Call) -> AsyncIterator[MountInfo]:
     """Every mount that PID 1 sees."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:  # noqa: ASYNC230 procfs
-        return [parse_mount(line) for line in file]
+        for line in file:
+            yield parse_mount(line)
 
 
 def parse_mount(line: str) -> MountInfo:
@@ -89,16 +90,14 @@ def parse_mount(line: str) -> MountInfo:
 
 
 @method("processes", Role.READER)
-async def processes(_call: Call) -> list[ProcessInfo]:
+async def processes(_call: Call) -> AsyncIterator[ProcessInfo]:
     """Every process but the kernel's own threads, with its cgroup, memory and CPU time."""
-    found = []
     for number, name in enumerate(sorted((name for name in os.listdir("/proc") if name.isdecimal()), key=int)):
         if number % BATCH == BATCH - 1:
             await asyncio.sleep(0)  # a node with thousands of processes: others get their turn
         process = read_process(int(name))
         if process is not None:
-            found.append(process)
-    return found
+            yield process
 
 
 def read_process(pid: int) -> ProcessInfo | None:
