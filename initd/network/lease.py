@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import defaultdict
 from socket import inet_ntoa
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -61,18 +62,22 @@ def judge(message: Message, requested: float) -> Lease:
 
     Raises RefusedError.
     """
-    options = message.options
-    server = options.get(Option.SERVER_ID, b"")
+    options = defaultdict(bytes, message.options)
+    server = options[Option.SERVER_ID]
     if len(server) != 4 or not any(server):
         raise RefusedError("it names no server")
-    seconds = _number(options.get(Option.LEASE_TIME, b""))
-    if seconds is None:
-        raise RefusedError("it has no lease time")
+    seconds = _number(options[Option.LEASE_TIME], 4)
     if seconds < SHORTEST:
         raise RefusedError(f"its lease time is {seconds} s, at least {SHORTEST} are needed")
-    prefix = _prefix(options.get(Option.SUBNET_MASK, b""))
+    prefix = _prefix(options[Option.SUBNET_MASK])
     _check_address(message.yours, prefix)
-    renew, rebind = _timers(seconds, options)
+    # T1 and T2: the server's own where they are in order, else half and seven eighths (RFC 2131 section 4.4.5).
+    renew: float = _number(options[Option.RENEWAL_TIME], 4) or seconds * 0.5
+    rebind: float = _number(options[Option.REBINDING_TIME], 4) or seconds * 0.875
+    if not 1 < renew < rebind < seconds:
+        renew, rebind = seconds * 0.5, seconds * 0.875
+    mtu = _number(options[Option.MTU], 2)
+    routers = _addresses(options[Option.ROUTER])
     return Lease(
         address=f"{inet_ntoa(message.yours)}/{prefix}",
         server=inet_ntoa(server),
@@ -80,16 +85,18 @@ def judge(message: Message, requested: float) -> Lease:
         renew=requested + renew,
         rebind=requested + rebind,
         expires=requested + seconds,
-        routes=_routes(options),
-        dns=_addresses(options.get(Option.DNS, b"")),
-        ntp=_addresses(options.get(Option.NTP, b"")),
-        hostname=_host_name(options.get(Option.HOST_NAME, b"")),
-        mtu=_mtu(options.get(Option.MTU, b"")),
+        # RFC 3442: option 121 replaces option 3, of which the first router counts.
+        routes=_classless(options[Option.CLASSLESS_ROUTES]) or tuple(("0.0.0.0/0", via) for via in routers[:1]),
+        dns=_addresses(options[Option.DNS]),
+        ntp=_addresses(options[Option.NTP]),
+        hostname=_host_name(options[Option.HOST_NAME]),
+        mtu=mtu if mtu >= SMALLEST_MTU else None,
     )
 
 
-def _number(value: bytes) -> int | None:
-    return int.from_bytes(value, "big") if len(value) == 4 else None
+def _number(value: bytes, size: int) -> int:
+    """The value of an option that has `size` bytes; 0 for one that is not there or torn."""
+    return int.from_bytes(value, "big") if len(value) == size else 0
 
 
 def _prefix(mask: bytes) -> int:
@@ -114,30 +121,10 @@ def _check_address(address: bytes, prefix: int) -> None:
         raise RefusedError(f"{text} is the network's or the broadcast address of its /{prefix}")
 
 
-def _timers(seconds: int, options: Mapping[int, bytes]) -> tuple[float, float]:
-    """T1 and T2; the server's own where they are in order, else half and seven eighths (RFC 2131 section 4.4.5)."""
-    renew = _number(options.get(Option.RENEWAL_TIME, b""))
-    rebind = _number(options.get(Option.REBINDING_TIME, b""))
-    first = float(renew) if renew else seconds * 0.5
-    second = float(rebind) if rebind else seconds * 0.875
-    if 1 < first < second < seconds:
-        return first, second
-    return seconds * 0.5, seconds * 0.875
-
-
 def _addresses(value: bytes) -> tuple[str, ...]:
     """A list of addresses; what cannot be a server's is left out, and so is a torn end."""
     parts = (value[at : at + 4] for at in range(0, len(value) - 3, 4))
     return tuple(dict.fromkeys(inet_ntoa(part) for part in parts if part[0] and part[0] < 224))
-
-
-def _routes(options: Mapping[int, bytes]) -> tuple[tuple[str, str | None], ...]:
-    """Option 121 if it is there and whole, else the first router (RFC 3442: 121 replaces option 3)."""
-    routes = _classless(options.get(Option.CLASSLESS_ROUTES, b""))
-    if routes:
-        return routes
-    routers = _addresses(options.get(Option.ROUTER, b""))
-    return (("0.0.0.0/0", routers[0]),) if routers else ()
 
 
 def _classless(value: bytes) -> tuple[tuple[str, str | None], ...]:
@@ -161,8 +148,3 @@ def _classless(value: bytes) -> tuple[tuple[str, str | None], ...]:
 def _host_name(value: bytes) -> str | None:
     text = value.rstrip(b"\0").decode("ascii", "replace")
     return text if len(text) <= 253 and _HOST_NAME.fullmatch(text) else None
-
-
-def _mtu(value: bytes) -> int | None:
-    mtu = int.from_bytes(value, "big") if len(value) == 2 else 0
-    return mtu if mtu >= SMALLEST_MTU else None

@@ -36,9 +36,7 @@ class Interface:
     def parse(cls, table: Mapping[str, Any]) -> Interface:
         """From the checked configuration's plain data (msgspec would cost this process 5 MB)."""
         routes = tuple((route["to"], route.get("via"), route.get("metric")) for route in table.get("routes", ()))
-        addresses = tuple(table.get("addresses", ()))
-        plain = {key: table.get(key) for key in ("name", "mac", "gateway", "mtu")}
-        return cls(**plain, dhcp=bool(table.get("dhcp")), addresses=addresses, routes=routes)
+        return cls(**{**table, "addresses": tuple(table.get("addresses", ())), "routes": routes})
 
     @property
     def text(self) -> str:

@@ -38,7 +38,7 @@ def test_good_offer() -> None:
     ("message", "reason"),
     [
         (offer(LEASE_TIME=bytes(4)), "lease time is 0 s"),
-        (offer(LEASE_TIME=b"\0\0\1"), "no lease time"),
+        (offer(LEASE_TIME=b"\0\0\1"), "lease time is 0 s"),
         (offer(SERVER_ID=bytes(4)), "no server"),
         (offer(SUBNET_MASK=b""), "no subnet mask"),
         (offer(SUBNET_MASK=bytes(4)), "/0"),
