@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from initd.api.types import Event
 
 KEPT = 2000
+_Item = TypeVar("_Item")
 
 
 def boottime() -> float:
@@ -29,6 +31,11 @@ def boot_id() -> str:
             return file.read().strip()
     except OSError:
         return "00000000-0000-0000-0000-000000000000"
+
+
+def newest(ring: deque[_Item], count: int) -> list[_Item]:
+    """The last `count` items, oldest first. It costs what they do, however many more there are."""
+    return list(islice(reversed(ring), max(min(count, len(ring)), 0)))[::-1]
 
 
 class EventLog:
@@ -51,7 +58,7 @@ class EventLog:
 
     def since(self, seq: int) -> list[Event]:
         """The kept events whose `seq` is greater than `seq`, oldest first."""
-        return [event for event in self._ring if event["seq"] > seq]
+        return newest(self._ring, self._seq - seq)
 
     async def follow(self, seq: int = 0) -> AsyncGenerator[Event, None]:
         """Every event after `seq`, then each new one, for ever. A follower slower than the ring sees a gap in `seq`."""

@@ -7,6 +7,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from initd.events import newest
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
@@ -21,11 +23,10 @@ CHUNK = 8 << 10
 class Output:
     """The ring of one service. Its pipe lives as long as PID 1, so a restart loses no line and needs no new reader."""
 
-    def __init__(self, on_line: Callable[[str], None] | None = None, pipe: tuple[int, int] | None = None) -> None:
+    def __init__(self, pipe: tuple[int, int] | None = None) -> None:
         self.reader, self.writer = pipe or os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.reader, False)
-        self._on_line = on_line
-        self._lines: deque[tuple[int, LogLine]] = deque()
+        self._lines: deque[LogLine] = deque()
         self._size = 0
         self._count = 0
         self._rest = b""
@@ -59,17 +60,15 @@ class Output:
 
     def _add(self, line: bytes) -> None:
         text = line.decode(errors="replace")
-        if self._on_line is not None:
-            self._on_line(text)
         self._count += 1
-        self._lines.append((self._count, {"time": time.time(), "text": text, "dropped": 0}))
+        self._lines.append({"time": time.time(), "text": text, "dropped": 0})
         self._size += len(text)
         while self._size > RING_BYTES or len(self._lines) > LINES:
-            self._size -= len(self._lines.popleft()[1]["text"])
+            self._size -= len(self._lines.popleft()["text"])
 
     def tail(self, count: int) -> list[LogLine]:
         """The last `count` lines that are kept, oldest first."""
-        return [line for _, line in list(self._lines)[-count:]] if count > 0 else []
+        return newest(self._lines, count)
 
     async def follow(self, tail: int) -> AsyncGenerator[LogLine, None]:
         """The last `tail` lines, then each new one, for ever; `dropped` tells a slow reader how many it missed."""
@@ -81,10 +80,11 @@ class Output:
         try:
             while True:
                 changed.clear()
-                for number, line in list(self._lines):
-                    if number > seen:
-                        missed, seen = number - seen - 1, number
-                        yield {**line, "dropped": missed}
+                lines = newest(self._lines, self._count - seen)
+                missed, seen = self._count - seen - len(lines), self._count
+                for line in lines:
+                    yield {**line, "dropped": missed}
+                    missed = 0
                 await changed.wait()
         finally:
             self._wakers.discard(changed.set)

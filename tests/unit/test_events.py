@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,6 +59,30 @@ def test_a_follower_gets_the_past_then_each_new_one_and_sees_a_gap() -> None:
         assert not log._wakers
 
     asyncio.run(follow())
+
+
+def test_what_is_new_costs_a_follower_no_look_at_what_is_old() -> None:
+    looked = 0
+
+    class Watched(dict[str, object]):
+        def __getitem__(self, key: str) -> object:
+            nonlocal looked
+            looked += 1
+            return super().__getitem__(key)
+
+    async def follow() -> None:
+        log = EventLog()
+        for _ in range(1000):
+            log.emit("test")
+        log._ring = deque(map(Watched, log._ring))  # type: ignore[arg-type]
+        follower = log.follow(1000)
+        for number in range(1001, 1021):
+            log.emit("test")
+            assert await take(follower, 1) == [number]
+        await follower.aclose()
+
+    asyncio.run(follow())
+    assert looked == 0
 
 
 def test_a_follower_that_is_cancelled_leaves_nothing() -> None:
