@@ -80,10 +80,10 @@ def _boot(options: argparse.Namespace) -> int:
 
 def _in_foreground(machine: Machine, options: argparse.Namespace) -> int:
     try:
-        code = _watch_boot(machine, options)
-        if code == 0 and options.live:
-            _live(machine)
-        return code
+        decided = _watch_boot(machine, options)
+        if decided and options.live:
+            _live(machine, decided)
+        return 0 if decided else 1
     finally:
         machine.kill()
 
@@ -108,7 +108,7 @@ def _stay(machine: Machine, options: argparse.Namespace, writer: int) -> NoRetur
     code = 1
     try:
         os.setsid()
-        code = _watch_boot(machine, options)
+        code = 0 if _watch_boot(machine, options) else 1
         if machine.running and options.output == "table":
             print(f"VM {machine.name} goes on: initctl --vm {machine.name} status; python -m qemu stop {machine.name}")
         sys.stdout.flush()
@@ -128,7 +128,7 @@ def _stay(machine: Machine, options: argparse.Namespace, writer: int) -> NoRetur
 
 
 def _watch_boot(machine: Machine, options: argparse.Namespace) -> int:
-    """Start the machine and report until the event came or cannot come any more; return the exit code."""
+    """Start the machine and report until the event came; return its number, or 0 if it cannot come any more."""
     report = Report(machine, options.until, lines=options.output == "table")
     try:
         machine.start()
@@ -139,20 +139,20 @@ def _watch_boot(machine: Machine, options: argparse.Namespace) -> int:
             report.event(event)
             return holds(event)
 
-        machine.wait_for(seen, options.timeout, name=options.until)
+        decided = machine.wait_for(seen, options.timeout, name=options.until)
         report.reached(machine.verify())
     except HarnessError as error:
         report.failed(error)
-        return 1
+        return 0
     finally:
         report.finish()
-    return 0
+    return int(decided["seq"])
 
 
-def _live(machine: Machine) -> None:
+def _live(machine: Machine, since: int) -> None:
     """Show the node until Ctrl-C, then power it off; or until it goes off by itself."""
     try:
-        live.watch(machine.client, sys.stdout, lambda: not machine.running)
+        live.watch(machine.client, sys.stdout, lambda: not machine.running, since)
         print(f"VM {machine.name} went off")
     except KeyboardInterrupt:
         print(f"\npowering VM {machine.name} off; Ctrl-C again pulls the plug", flush=True)

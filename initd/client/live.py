@@ -27,13 +27,16 @@ _RETRY_SECONDS = 1.0
 _WRAP_OFF, _WRAP_ON, _CLEAR_BELOW = "\x1b[?7l", "\x1b[?7h", "\r\x1b[J"
 
 
-def watch(connect: Callable[[], Client], file: TextIO, until: Callable[[], bool] = lambda: False) -> None:
+def watch(
+    connect: Callable[[], Client], file: TextIO, until: Callable[[], bool] = lambda: False, since: int = 0
+) -> None:
     """Show the node until `until` says so (asked about once a second) or the user presses Ctrl-C (KeyboardInterrupt).
 
-    connect is called again when the node goes away, as in a reboot. Raises what it raises the first time.
+    connect is called again when the node goes away, as in a reboot. Where the output is no terminal, events up to the
+    number since are not written: they have been. Raises what connect raises the first time.
     """
     client: Client | None = connect()
-    view = _View(file)
+    view = _View(file, since)
     try:
         while not until():
             try:
@@ -50,24 +53,31 @@ def watch(connect: Callable[[], Client], file: TextIO, until: Callable[[], bool]
 
 
 class _View:
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, since: int) -> None:
         self._file = file
         self._terminal = file.isatty()
+        self._boot = ""
+        self._seen = 0 if self._terminal else since  # the number of the last event, in that boot
         self._height = 0  # lines drawn, to be drawn over
         self._events: deque[dict[str, Any]] = deque(maxlen=200)
         self._pods = ""
         self._pods_at = 0.0
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
         if self._terminal:
             self._file.write(_WRAP_ON)
 
     def follow(self, client: Client, until: Callable[[], bool]) -> None:
         """Show the node until it ends the stream, or until() is true. Raises ConnectionError, ApiError."""
         drawn = 0.0
-        self._events.clear()
-        for event in client.stream("events", 0, True, idle=_IDLE_SECONDS):
+        boot = client.call("version")["boot_id"]
+        if self._boot not in {"", boot}:
+            self._seen = 0
+            self._events.clear()
+        self._boot = boot
+        for event in client.stream("events", self._seen, True, idle=_IDLE_SECONDS):
+            if event:
+                self._seen = event.get("seq", self._seen)
             if event and not self._terminal:
                 print(views.event(event, Style(self._file)), file=self._file, flush=True)
             elif event:

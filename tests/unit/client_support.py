@@ -234,6 +234,7 @@ class FakeNode:
             return True
 
         async def events(_call: Call, since: int = 0, follow: bool = True) -> AsyncIterator[dict[str, Any]]:
+            self.calls.append(("events", since))
             for event in EVENTS[since:]:
                 yield event
             if follow:

@@ -219,6 +219,25 @@ def test_the_live_view_writes_events_as_lines_where_there_is_no_terminal(node: F
     assert "\x1b" not in out.getvalue()
 
 
+def test_the_live_view_writes_no_event_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_RETRY_SECONDS", 0.0)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    out = io.StringIO()
+    with serving(tmp_path / "first") as first, serving(tmp_path / "second") as second:
+        addresses = iter([first.path, second.path])
+
+        def until() -> bool:
+            if "devname" in out.getvalue() and ("stopped",) not in first.calls:
+                first.calls.append(("stopped",))
+                first.stop()
+            return ("events", len(EVENTS)) in second.calls
+
+        live.watch(lambda: Client(next(addresses)), out, until, since=2)
+    lines = [line for line in out.getvalue().splitlines() if "waiting for the node" not in line]
+    assert len(lines) == len(EVENTS) - 2
+
+
 def test_the_live_view_waits_for_a_node_that_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "_RETRY_SECONDS", 0.0)
     (tmp_path / "first").mkdir()
@@ -229,6 +248,7 @@ def test_the_live_view_waits_for_a_node_that_restarts(tmp_path: Path, monkeypatc
 
         def until() -> bool:
             if out.getvalue().count("devname") == 1:
+                monkeypatch.setitem(ANSWERS["version"], "boot_id", "another")
                 first.stop()
             return out.getvalue().count("devname") == 2
 
