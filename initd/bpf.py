@@ -5,10 +5,8 @@ from __future__ import annotations
 import array
 import socket
 import struct
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 _SO_ATTACH_FILTER = 26
 # Operation codes (linux/bpf_common.h); a load goes to A, or from packet offset X + k with _AT.

@@ -7,10 +7,8 @@ that takes time. Limits of their cgroups stand in the tree (cgroups.py).
 from __future__ import annotations
 
 import resource
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 CONTAINERD_DEFAULT_CONFIG = "/usr/share/initd/containerd.toml"

@@ -14,8 +14,9 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Generator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from initd.api.protocol import (
     CANCEL,
@@ -31,10 +32,6 @@ from initd.api.protocol import (
     Response,
     encode,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from typing import Self
 
 DEFAULT_SOCKET = "/run/initd/api.sock"
 VSOCK_PORT = 1024

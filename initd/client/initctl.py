@@ -9,16 +9,14 @@ import argparse
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from initd.api.protocol import ApiError, Code
 from initd.client import completion, vms
 from initd.client.commands import COMMANDS, OTHERS, Argument, Command
 from initd.client.connection import DEFAULT_SOCKET, Client
 from initd.client.output import Style, to_json, to_yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 FAILED, USAGE, NO_NODE, INTERRUPTED = 1, 2, 3, 130
 _NEXT = {

@@ -100,18 +100,16 @@ def config(value: types.ConfigInfo, style: Style) -> str:
     return "\n".join([head, *error, *map(clean, value["text"].splitlines())])
 
 
-def plain(value: object, style: Style) -> str:  # noqa: ARG001 - the shape of a view
+def plain(value: object, _: Style) -> str:
     """Return what has no better form as JSON."""
     return to_json(value)
 
 
-def ending(value: float, style: Style) -> str:  # noqa: ARG001 - the shape of a view
-    """Return what to expect of a reboot or shutdown."""
+def ending(value: float, _: Style) -> str:
     return f"the node stops within {duration(value)}"
 
 
-def restarted(value: bool, style: Style) -> str:  # noqa: ARG001 - the shape of a view
-    """Return what a restart came to."""
+def restarted(value: bool, _: Style) -> str:
     return "restarting" if value else "not restarted"
 
 

@@ -17,16 +17,14 @@ retransmits after 4 s at the earliest, and its decoder fails on options of unexp
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from enum import Enum, auto
 from socket import inet_aton
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from initd.network import packet
 from initd.network.lease import Lease, RefusedError, judge
 from initd.network.packet import ANY, BROADCAST, Kind, MalformedError, Message, Option
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SLOWEST = 64.0  # seconds between two tries at most
 TRIES = 4  # of a REQUEST, before everything starts over

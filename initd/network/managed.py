@@ -45,7 +45,6 @@ class Managed:
 
     @property
     def lease(self) -> Lease | None:
-        """The DHCP lease that may be used now."""
         return self.client.lease if self.client else None
 
     def start(self, *, certain: bool = False) -> None:
@@ -59,7 +58,6 @@ class Managed:
         self._schedule()  # a lease that was handed over ends on time even if no carrier ever comes
 
     def close(self) -> None:
-        """Leave the link as it is."""
         if self._timer:
             self._timer.cancel()
         self._transport.close()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import select
 import socket
+from collections.abc import Collection
 from socket import htonl, htons
-from typing import TYPE_CHECKING
 
 from initd import bpf
 from initd.bpf import Op
 from initd.network import netlink
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 _RECEIVE_BUFFER = 1 << 20
@@ -35,11 +32,9 @@ class Monitor:
         self.socket.bind((0, _GROUPS))
 
     def close(self) -> None:
-        """Close the socket."""
         self.socket.close()
 
     def has_news(self) -> bool:
-        """Whether there is something to read."""
         return bool(select.select([self.socket], [], [], 0)[0])
 
     def narrow(self, indexes: Collection[int], port: int, *, awaiting: bool) -> None:

@@ -17,12 +17,10 @@ import sys
 import time
 import types
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from initd.network.plan import Address, Link, Route, family
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PROTOCOL = 73  # marks our addresses and routes; no one else's number (iproute2's rt_protos)
 LOOPBACK = 1  # the index of lo in every network namespace
@@ -40,7 +38,7 @@ _MAIN_TABLE, _UNIVERSE, _LINK_SCOPE, _UNICAST, _ONLINK = 254, 0, 253, 1, 4
 _FOREVER = 0xFFFFFFFF
 
 
-def _messages() -> tuple[Any, Any, Any]:
+def _messages() -> list[Any]:
     """pyroute2's message classes, without the package's __init__ and without multiprocessing, which its configuration
     imports for names that no message needs (12 of 20 ms).
     """
@@ -56,11 +54,10 @@ def _messages() -> tuple[Any, Any, Any]:
     real = sys.modules.setdefault("multiprocessing", stand_in)
     try:
         names = ("ifinfmsg", "ifaddrmsg", "rtmsg")
-        classes = [getattr(importlib.import_module(f"pyroute2.netlink.rtnl.{name}"), name) for name in names]
+        return [getattr(importlib.import_module(f"pyroute2.netlink.rtnl.{name}"), name) for name in names]
     finally:
         if real is stand_in:
             del sys.modules["multiprocessing"]
-    return classes[0], classes[1], classes[2]
 
 
 _LinkMessage, _AddressMessage, _RouteMessage = _messages()
@@ -84,15 +81,12 @@ class Netlink:
         self._sequence = 0
 
     def close(self) -> None:
-        """Close the socket."""
         self._socket.close()
 
     def links(self) -> list[Link]:
-        """Every link."""
         return [_link(message) for message in self._ask(_LinkMessage(), GET_LINK, _DUMP)]
 
     def link(self, index: int) -> Link:
-        """One link, as it is now."""
         message = _LinkMessage()
         message["index"] = index
         return _link(self._ask(message, GET_LINK)[0])

@@ -6,13 +6,10 @@ Everything that arrives is hostile until proven otherwise: `decode` and `unwrap`
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from socket import inet_aton
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 BROADCAST = "255.255.255.255"
 ANY = "0.0.0.0"  # the source of a client without an address

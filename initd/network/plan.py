@@ -40,11 +40,9 @@ class Interface:
 
     @property
     def text(self) -> str:
-        """The link as the configuration calls it."""
         return self.name or self.mac or "any Ethernet link"
 
     def matches(self, link: Link) -> bool:
-        """Whether the link is the one that is meant."""
         if self.name is None and self.mac is None:
             return link.physical
         return self.name == link.name if self.name else self.mac == link.mac
@@ -166,7 +164,6 @@ def _metric(to: str, metric: int | None) -> int:
 
 
 def family(text: str) -> int:
-    """AF_INET or AF_INET6 of an address or network."""
     return AF_INET6 if ":" in text else AF_INET
 
 

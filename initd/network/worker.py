@@ -117,7 +117,6 @@ class Network:
         return _LOOPBACK if link.index == LOOPBACK else None
 
     def _read(self) -> None:
-        """The kernel has news."""
         self._monitor.drain()
         self._look({})
 
