@@ -17,6 +17,7 @@ async def settled(node: Node) -> None:
 
     def on_settled(summary: dict[str, Any]) -> None:
         done.set()
+        node.works("devices")
         log.info("devices settled", **{key: summary.get(key) for key in ("modules", "devices", "milliseconds")})
 
     def on_device(device: dict[str, Any]) -> None:

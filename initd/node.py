@@ -117,6 +117,11 @@ class Node:
             self.phase = phase
         self.update()
 
+    def works(self, name: str) -> None:
+        """What a phase of the boot failed to do works now: it is no reason any more."""
+        if self.faults.pop(name, None) is not None:
+            self.update()
+
     def service_changed(self, service: Service) -> None:
         """Let the services that wait for this one go on, and update the node."""
         if service.state is State.RUNNING:
@@ -125,8 +130,17 @@ class Node:
             for other in self.services.values():
                 if other.state is State.BLOCKED and other.needs() is None:
                     other.handle(Event.UNBLOCKED, f"{service.spec.name} is ready")
+            importing = any(task.get_name() == "images" for task in self.tasks)
+            if service.spec.name == "containerd" and "images" in self.faults and not importing:
+                self.spawn_task(self._import_images(), "images")
         self.on_service_change()
         self.update()
+
+    async def _import_images(self) -> None:
+        from initd import boot  # noqa: PLC0415 it imports this module
+
+        await boot.import_images(self)
+        self.works("images")
 
     def spawn_task(self, work: Any, name: str) -> None:
         """Run a coroutine beside the loop: what it raises is logged. A function that gives one is then called again."""
@@ -173,6 +187,8 @@ class Node:
             if kubelet is not None and self.config is not None:
                 kubelet.argv = services.kubelet_argv(self.name, address, self.config.kubelet.verbosity)
                 kubelet.restart(f"the node has the address {address} now")
+        if state["ready"]:
+            self.works("network")
         self.update()
 
     def identify(self, name: str, address: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from initd import log, mounts, native
+from initd import boot, hardware, log, mounts, native
 from initd.config.schema import Config
 from initd.node import Node, write_first_etc
 from initd.supervise import backoff
@@ -81,6 +81,44 @@ def test_ready_only_when_everything_is(etc: Path) -> None:
     told: list[Any] = [event for event in node.events.since(0) if event["kind"] == "node"]
     assert [event["ready"] for event in told][-1]
     assert sum(event["ready"] for event in told) == 1, "only changes are told"
+
+
+def test_a_phase_s_failure_is_no_reason_once_it_works(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert etc.is_dir()
+    imported: list[int] = []
+    told: dict[str, Any] = {}
+
+    async def import_images(_node: Node) -> None:
+        imported.append(1)
+        if len(imported) == 1:
+            raise OSError("containerd ended again")
+
+    async def whole() -> None:
+        node = Node()
+        node.loop = asyncio.get_running_loop()
+        containerd = cast("Service", FakeService("containerd"))
+        node.faults |= dict.fromkeys(("config", "images", "devices", "network"), "failed")
+        for _ in range(2):
+            node.service_changed(containerd)
+            node.service_changed(containerd)  # which does not begin a second import
+            await asyncio.gather(*node.tasks)
+            await asyncio.sleep(0)
+        node.service_changed(containerd)
+        assert len(imported) == 2
+        node.network_changed(network(ready=False))
+        assert node.faults.keys() == {"config", "devices", "network"}
+        node.network_changed(network())
+        node.workers["devices"] = cast("Any", type("Worker", (), {"on": staticmethod(told.__setitem__)}))
+        listening = asyncio.ensure_future(hardware.settled(node))
+        await asyncio.sleep(0)
+        told["settled"]({})
+        await listening
+        assert node.faults == {"config": "failed"}, "what nobody does again stays"
+        reasons: Any = node.events.since(0)[-1]
+        assert [reason for reason in reasons["reasons"] if "failed" in reason] == ["config: failed"]
+
+    monkeypatch.setattr(boot, "import_images", import_images)
+    asyncio.run(whole())
 
 
 def test_stopping_is_the_last_phase() -> None:
