@@ -168,11 +168,19 @@ class Node:
                 return
             await asyncio.sleep(backoff.failed(boottime() - begun))
 
-    def network_changed(self, state: NetworkState) -> None:
-        """Take the network worker's view over, and write what follows from it."""
-        missing = {"ready", "reasons", "hostname", "address", "dns", "lease"} - state.keys()
-        if missing:
-            raise ValueError(f"network state without {', '.join(sorted(missing))}")  # the last whole one stays
+    def network_changed(self, said: object) -> None:
+        """Take the network worker's view over, and write what follows from it.
+
+        Raises ValueError for what is none: the last good one stays.
+        """
+        import msgspec  # noqa: PLC0415 imported with the configuration's schema
+
+        from initd.api.types import NetworkState  # noqa: PLC0415
+
+        state = msgspec.convert(said, NetworkState)
+        for word in (state["hostname"], state["address"], *state["dns"]):
+            if word is not None and (word.split() != [word] or not word.isprintable()):
+                raise ValueError(f"found {word!r}, expected one word")  # it goes into files, and to the kubelet
         before, self.network = self.network, state
         if before is None or state["dns"] != before["dns"]:
             write_resolv_conf(state["dns"])

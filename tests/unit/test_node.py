@@ -170,14 +170,27 @@ def test_an_address_that_comes_late_reaches_the_kubelet_once(etc: Path) -> None:
     assert kinds(node).count("identity") == 2
 
 
-def test_half_a_view_of_the_network_does_not_replace_a_whole_one(etc: Path) -> None:
-    assert etc.is_dir()
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"ready": True}, "missing required field"),
+        (["ready"], "Expected `object`"),
+        (network(ready=1), "Expected `bool`"),
+        (network(dns="192.0.2.53"), "Expected `array`"),
+        (network(lease={"link": "eth0"}), "missing required field .* at `.*lease`"),
+        (network(links=[{"name": "eth0"}]), "missing required field .* at `.*links"),
+        (network(address="192.0.2.7 extra"), "expected one word"),
+        (network(hostname=""), "expected one word"),
+        (network(dns=["192.0.2.53\noptions rotate"]), "expected one word"),
+    ],
+)
+def test_a_bad_view_of_the_network_does_not_replace_a_good_one(etc: Path, said: Any, wrong: str) -> None:
     node = Node()
     node.network_changed(network())
-    with pytest.raises(ValueError, match="without address, dns, hostname, lease, reasons"):
-        node.network_changed(cast("Any", {"ready": True}))
-    assert node.status()["ready"] is False
+    with pytest.raises(ValueError, match=wrong):
+        node.network_changed(said)
     assert node.network == network()
+    assert (etc / "resolv.conf").read_text() == "nameserver 192.0.2.53\n"
 
 
 def test_etc_that_cannot_be_written_is_no_end(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
