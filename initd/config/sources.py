@@ -18,7 +18,6 @@ IMAGE = "image default"
 BUILT_IN = "built-in default"
 
 MAX_SIZE = 256 << 10
-COMMAND_LINE_BUDGET = 1400  # characters; x86 kernels take 2048 in all, and the boot loader wants some
 _KEY = "initd.config"
 _OEM_PREFIX = b"io.initd.config="
 _FW_CFG_FILE = "sys/firmware/qemu_fw_cfg/by_name/opt/io.initd/config/raw"
@@ -81,19 +80,8 @@ def _argument(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def encode(text: str) -> str:
-    """Make the value of initd.config= (base64 of zlib) from TOML text; raises ConfigError if it is too long."""
-    import binascii  # noqa: PLC0415 -- see the module's docstring
-    import zlib  # noqa: PLC0415
-
-    value = binascii.b2a_base64(zlib.compress(text.encode(), 9), newline=False).decode()
-    if len(value) > COMMAND_LINE_BUDGET:
-        raise ConfigError(COMMAND_LINE, f"found {len(value)} characters, expected at most {COMMAND_LINE_BUDGET}", _KEY)
-    return value
-
-
 def decode(value: str, source: str) -> str:
-    """Undo encode() for what came from source; raises ConfigError that names the step which failed."""
+    """The TOML text in base64 of zlib that came from source; raises ConfigError that names the step which failed."""
     import binascii  # noqa: PLC0415 -- see the module's docstring
     import zlib  # noqa: PLC0415
 
