@@ -67,8 +67,12 @@ class Node:
     def add_worker(self, name: str, output: Output | None = None) -> Worker:
         """A worker of the node; see `add_service`."""
         worker = self.workers[name] = Worker(services.worker(name), self.events, self.reaper, output)
-        worker.changed = lambda _worker: self.on_change()
+        worker.changed = self._worker_changed
         return worker
+
+    def _worker_changed(self, worker: Service) -> None:
+        _end_line(worker)
+        self.on_change()
 
     def status(self) -> NodeStatus:
         """The node in one answer."""
@@ -124,6 +128,7 @@ class Node:
 
     def service_changed(self, service: Service) -> None:
         """Let the services that wait for this one go on, and update the node."""
+        _end_line(service)
         if service.state is State.RUNNING:
             from initd.supervise.states import Event  # noqa: PLC0415 kept beside its only use
 
@@ -212,6 +217,12 @@ class Node:
         except OSError as error:
             log.error("node name not written", error=str(error))
         self.events.emit("identity", name=name, address=address)
+
+
+def _end_line(service: Service) -> None:
+    """End what a process that is gone left unfinished: it must not run into the first line of its successor."""
+    if service.process is None or service.state is State.STARTING:
+        service.output.end()
 
 
 def exec_time() -> float:

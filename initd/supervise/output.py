@@ -18,6 +18,7 @@ LINES = 1000
 LINE_BYTES = 8 << 10
 RING_BYTES = 256 << 10
 CHUNK = 8 << 10
+PIPE_BYTES = 64 << 10  # pipe(7)
 
 
 class Output:
@@ -39,6 +40,13 @@ class Output:
         except BlockingIOError:
             return
         self.feed(data)
+
+    def end(self) -> None:
+        """Take what the pipe holds, and what comes then for another line: who wrote is gone."""
+        for _ in range(PIPE_BYTES // CHUNK):
+            self.drain()
+        if self._rest:
+            self.feed(b"\n")
 
     def feed(self, data: bytes) -> None:
         """Cut `data` into lines; one longer than `LINE_BYTES` becomes several."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from initd import boot, hardware, log, mounts, native
+from initd import boot, hardware, log, mounts, native, services
 from initd.config.schema import Config
 from initd.node import Node, write_first_etc
+from initd.services import ServiceSpec
 from initd.supervise import backoff
 from initd.supervise.states import State
+from tests.unit.core_support import World
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +31,8 @@ class FakeService:
         self.state = state
         self.healthy = healthy
         self.missing: str | None = None
+        self.process = "process"
+        self.output = type("Output", (), {"end": lambda _self: None})()
         self.argv: tuple[str, ...] = ()
         self.done: list[str] = []
 
@@ -126,6 +131,27 @@ def test_stopping_is_the_last_phase() -> None:
     node.enter("stopping")
     node.enter("maintenance")
     assert node.phase == "stopping"
+
+
+@pytest.mark.parametrize("kind", ["service", "worker"])
+def test_the_last_line_of_a_process_does_not_run_into_its_successor_s(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    world, node = World(monkeypatch), Node()
+    node.reaper = world.reaper
+    monkeypatch.setattr(services, "worker", lambda _name: ServiceSpec("x", ("/x",), {}, "x"))
+    service: Service = node.add_worker("x") if kind == "worker" else node.add_service(services.worker("x"))
+    for words in (b"panic: unfi", b"nished"):
+        service.start()
+        os.write(service.output.writer, words)
+        service.restart()
+        os.write(service.output.writer, b"...")
+        world.end(service)
+    service.stop()
+    world.end(service)
+    os.close(service.output.reader)
+    os.close(service.output.writer)
+    assert [line["text"] for line in service.output.tail(9)] == ["panic: unfi...", "nished..."]
 
 
 def test_what_waits_for_a_service_goes_on_when_it_is_ready() -> None:

@@ -77,6 +77,17 @@ def test_the_pipe_is_drained_without_waiting(output: Output) -> None:
     assert texts(output) == ["one", "two"]
 
 
+def test_what_a_process_left_unfinished_is_a_line_of_its_own(output: Output) -> None:
+    output.feed(b"whole\nbeg")
+    os.write(output.writer, b"un" + b"." * 40000)
+    output.end()
+    output.end()  # nothing is left, so no empty line is made
+    output.feed(b"the next one\n")
+    found = texts(output)
+    assert (found[0], found[1][:6], found[-1]) == ("whole", "begun.", "the next one")
+    assert sum(map(len, found[1:-1])) == len("begun") + 40000
+
+
 async def take(lines: AsyncGenerator[LogLine, None], count: int) -> list[tuple[str, int]]:
     found = []
     for _ in range(count):
