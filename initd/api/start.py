@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from initd import log
 from initd.api import access, serial
 from initd.api.methods import node as node_methods
-from initd.api.registry import METHODS, Role
+from initd.api.registry import METHODS, Peer, Role
 from initd.api.server import Server
 from initd.api.session import Api
 
 if TYPE_CHECKING:
-    from initd.api.registry import Peer
     from initd.node import Node
 
 VSOCK_PORT = 1024
@@ -23,14 +22,9 @@ VSOCK_PORT = 1024
 async def serve(node: Node) -> None:
     """Answer from now on. A line that cannot be had is logged and tried again: the Unix socket alone will do."""
     api = Api(node, log, METHODS, {})
-    grants = _grants(node)
-
-    def identify(connection: socket.socket) -> Peer:
-        return access.identify(connection, grants)
-
     if node.listener is not None:
-        listener = socket.socket(fileno=node.listener)
-        await Server(api, identify).start(listener)
+        identify = partial(access.identify, grants=_grants(node))
+        await Server(api, identify).start(socket.socket(fileno=node.listener))
     for name, begin in (("serial", _serial), ("vsock", _vsock)):
         role = _role(node, f"initd.api.{name}")
         if role is not None:
@@ -49,8 +43,6 @@ async def _serial(api: Api, role: Role) -> None:
 
 
 async def _vsock(api: Api, role: Role) -> None:
-    from initd.api.registry import Peer  # noqa: PLC0415 kept beside its only use at run time
-
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
     await Server(api, lambda connection: Peer(-1, -1, -1, role, f"vsock {connection.getpeername()}")).start(listener)
