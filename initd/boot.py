@@ -26,6 +26,7 @@ IMPORT_SECONDS = 120.0
 IMPORT_ATTEMPTS = 5
 API_SOCKET = "/run/initd/api.sock"
 IMAGES = "/usr/share/initd/images"
+RESCUE = "/usr/lib/initd/rescue"
 BACKLOG = 128
 
 
@@ -277,6 +278,21 @@ async def import_images(node: Node) -> None:
             return
 
 
+async def keep_rescue(node: Node) -> None:
+    """Keep what PID 1 becomes if it cannot go on, in memory: the root's device may be what failed."""
+    import fcntl  # noqa: PLC0415 needed here only
+
+    if not os.path.exists(RESCUE):
+        raise Skipped(f"no {RESCUE}: PID 1 that cannot be resumed reboots")
+    with open(RESCUE, "rb") as file:  # noqa: ASYNC230 a file of the root, once
+        program = file.read()
+    node.rescue = os.memfd_create("rescue", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(node.rescue, program)
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(node.rescue, fcntl.F_ADD_SEALS, seals)
+    node.on_change()
+
+
 async def watch_services(node: Node) -> None:
     """Ask the services whether they live, from now on."""
     from initd.supervise import liveness  # noqa: PLC0415 the loop runs now
@@ -303,17 +319,18 @@ PHASES = (
     Phase("var", var, fatal=True),
     Phase("containerd", containerd, after=("var",)),
     Phase("listen", listen),
-    Phase("config", judge_configuration, fatal=True),
+    Phase("config", judge_configuration, fatal=True, each_life=True),
     Phase("sysctl", set_parameters),
     Phase("identity", identify, after=("config",)),
     Phase("kubelet", start_kubelet, after=("identity", "sysctl", "containerd")),
     Phase("links", start_network),
-    Phase("network", configure_network, after=("links",)),
+    Phase("network", configure_network, after=("links",), each_life=True),
     Phase("workers", start_workers),
     Phase("filesystems", mount_rest),
-    Phase("log", start_log),
-    Phase("api", serve_api, after=("listen",)),
-    Phase("devices", settle_devices, after=("workers",)),
+    Phase("log", start_log, each_life=True),
+    Phase("api", serve_api, after=("listen",), each_life=True),
+    Phase("devices", settle_devices, after=("workers",), each_life=True),
     Phase("images", import_images, after=("containerd", "workers")),
-    Phase("liveness", watch_services),
+    Phase("liveness", watch_services, each_life=True),
+    Phase("rescue", keep_rescue),
 )

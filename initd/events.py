@@ -56,6 +56,19 @@ class EventLog:
             wake()
         return event
 
+    def watch(self, waker: Callable[[], None]) -> None:
+        """Call `waker` after each event from now on."""
+        self._wakers.add(waker)
+
+    def last(self, count: int) -> tuple[int, list[Event]]:
+        """The number of the last event, and as many as `count` of them: what `resume` takes."""
+        return self._seq, list(self._ring)[-count:]
+
+    def resume(self, seq: int, events: list[Event]) -> None:
+        """Go on after the event number `seq` of another life of PID 1, of which `events` are kept."""
+        self._seq = seq
+        self._ring.extend(events)
+
     def since(self, seq: int) -> list[Event]:
         """The kept events whose `seq` is greater than `seq`, oldest first."""
         return newest(self._ring, self._seq - seq)

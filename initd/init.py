@@ -10,9 +10,9 @@ import resource
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from initd import boot, log, native, phases
+from initd import boot, log, native, phases, resume
 from initd.node import Node
 
 if TYPE_CHECKING:
@@ -34,17 +34,19 @@ IGNORED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal
 def main() -> NoReturn:
     """Be PID 1. Never returns."""
     try:
-        _run()
+        _run(resuming=sys.argv[1:2] == ["resume"])
     except BaseException as failure:  # noqa: BLE001 whatever it is: PID 1 must not exit
         _last_resort(failure)
     _last_resort(RuntimeError("the event loop ended"))
 
 
-def _run() -> None:
+def _run(*, resuming: bool) -> None:
     # asyncio imports ssl if it can, which is 10 MB that neither PID 1 nor the workers have a use for.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     console = log.open_console()
     node = Node()
+    resume.guard(node, resuming=resuming)
+    last_life = resume.restore(node) if resuming else None
     try:
         native.reboot(native.RebootCommand.CAD_OFF)  # Ctrl-Alt-Del is SIGINT to us, not an instant reset
     except OSError as error:
@@ -58,10 +60,12 @@ def _run() -> None:
         signal.signal(number, signal.SIG_IGN)
     sequence = phases.Sequence(node, boot.PHASES)
     sequence.early()
-    _loop(node, console, signals, sequence)
+    _loop(node, console, signals, sequence, last_life)
 
 
-def _loop(node: Node, console: log.Console, signals: int, sequence: phases.Sequence) -> None:
+def _loop(
+    node: Node, console: log.Console, signals: int, sequence: phases.Sequence, last_life: dict[str, Any] | None
+) -> None:
     import asyncio  # noqa: PLC0415 overlaps the start of containerd
 
     loop = asyncio.new_event_loop()
@@ -72,6 +76,9 @@ def _loop(node: Node, console: log.Console, signals: int, sequence: phases.Seque
     loop.add_reader(signals, _on_signal, node, signals)
     for service in [*node.services.values(), *node.workers.values()]:
         service.attach(loop)
+    if last_life is not None:
+        resume.adopt(node, last_life)
+        loop.call_soon(native.resumed)  # to have come as far as the loop is to have succeeded
     _reap(node)  # what ended before signals were read
     node.spawn_task(sequence.finish(), "boot")
     loop.run_forever()
@@ -103,9 +110,16 @@ def _task_failed(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -
 
 
 def _last_resort(failure: BaseException) -> NoReturn:
-    """Say what happened, keep reaping for a while so that pods may end their work, and reboot."""
+    """Say what happened, and begin another life; if there is none to be had, reap for a while, so that pods may end
+    their work, and reboot.
+    """
     try:
-        log.exception("PID 1 failed; rebooting", failure, seconds=REBOOT_AFTER)
+        import traceback  # noqa: PLC0415 rarely needed, and it costs the start of every boot
+
+        log.exception("PID 1 failed", failure)
+        log.flush()
+        native.restart("".join(traceback.format_exception(failure))[-resume.FAILURE_BYTES :])
+        log.error("PID 1 cannot be resumed; rebooting", seconds=REBOOT_AFTER)
         end = time.monotonic() + REBOOT_AFTER
         while time.monotonic() < end:
             time.sleep(0.1)

@@ -333,6 +333,33 @@ def finit_module(path: str, params: str = "") -> None:
         os.close(fd)
 
 
+_PROGRAM: list[object] = []  # the path that C holds a pointer to
+
+
+def survive(program: str, report: int, *, resuming: bool) -> None:
+    """From now on a fault of this process makes it execute `program resume`; its account goes to the file `report`.
+
+    After three faults in a minute, or one before `resumed` if `resuming`, what `keep` named last is executed instead.
+    """
+    _PROGRAM[:] = [ffi.new("char[]", _text("program", program))]
+    _checked(lib.initd_survive(_PROGRAM[0], report, resuming), "sigaction")
+
+
+def keep(descriptors: Collection[int], rescue: int) -> None:
+    """Have these descriptors survive a fault, and `rescue`, one of a program or -1, run if nothing else helps."""
+    _checked(lib.initd_keep([*descriptors], len(descriptors), rescue), "keep")
+
+
+def resumed() -> None:
+    """The life after a fault goes on: it is worth another one."""
+    lib.initd_resumed()
+
+
+def restart(reason: str) -> None:
+    """Treat what happened as a fault of this process; returns only if there is nothing to execute."""
+    lib.initd_restart(reason.replace("\0", "?").encode(errors="replace"))
+
+
 _KMOD: list[object] = []  # libkmod's context, made by the first call: it maps the module indexes, which takes a while
 
 

@@ -51,6 +51,7 @@ class Node:
         self.tasks: set[asyncio.Task[None]] = set()
         self.on_service_change: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
+        self.rescue: int | None = None
         self.failures: list[str] = []
         self._ready: tuple[str, bool, list[str]] = ("", False, [])
 
@@ -86,6 +87,7 @@ class Node:
             "boot_id": self.boot_id,
             "uptime_seconds": boottime(),
             "config_source": self.found.source if self.found else None,
+            "failures": self.failures,
         }
 
     def reasons(self) -> list[str]:
@@ -140,6 +142,7 @@ class Node:
                 self.spawn_task(self._import_images(), "images")
         self.on_service_change()
         self.update()
+        self.on_change()
 
     async def _import_images(self) -> None:
         from initd import boot  # noqa: PLC0415 it imports this module

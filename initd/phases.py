@@ -22,12 +22,15 @@ NOTICEABLE = 0.0005  # seconds of waiting that are worth a name in the boot's ti
 
 
 class Phase(NamedTuple):
-    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason."""
+    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason. One for
+    `each_life` is run again after a fault of PID 1: what it did was in PID 1's memory.
+    """
 
     name: str
     run: Callable[[Node], Coroutine[Any, Any, None] | None]
     fatal: bool = False
     after: tuple[str, ...] = ()
+    each_life: bool = False
 
 
 class Skipped(Exception):  # noqa: N818 an outcome, not an error
@@ -41,11 +44,14 @@ class Sequence:
         self._node = node
         self._phases = phases
         self._pending: dict[str, Coroutine[Any, Any, None] | None] = {}
-        self._failed: set[str] = set()
+        self._noted = {noted["name"]: noted["status"] for noted in node.boot_phases}  # in an earlier life of PID 1
+        self._failed = {name for name, status in self._noted.items() if status != "done"}
 
     def early(self) -> None:
         """Run what can run without a loop; a phase that is after one not finished yet is left for `finish`."""
         for phase in self._phases:
+            if phase.name in self._noted and not phase.each_life:
+                continue
             if any(name in self._pending for name in phase.after):
                 self._pending[phase.name] = None
                 continue
@@ -59,22 +65,24 @@ class Sequence:
         done = {name: asyncio.Event() for name in self._pending}
 
         async def complete(phase: Phase, rest: Coroutine[Any, Any, None] | None) -> None:
-            asked, waited = boottime(), None
+            asked, waited, failure = boottime(), None, None
             for name in phase.after:
                 if name in done and not done[name].is_set():
                     waited = name
                     await done[name].wait()
             begun = boottime()
             waited = waited if begun - asked > NOTICEABLE else None
-            rest = rest or self._attempt(phase, begun, waited)
-            if rest is not None:
-                failure = None
+            try:
+                rest = rest or self._attempt(phase, begun, waited)
+                if rest is None:
+                    return
                 try:
                     await rest
                 except Exception as caught:  # noqa: BLE001 see _attempt
                     failure = caught
                 self._note(phase, begun, waited, failure)
-            done[phase.name].set()
+            finally:
+                done[phase.name].set()  # whatever became of it: others wait
 
         pending = [phase for phase in self._phases if phase.name in self._pending]
         await asyncio.gather(*(complete(phase, self._pending[phase.name]) for phase in pending))
@@ -85,7 +93,7 @@ class Sequence:
         """Run a phase's function, note its outcome if that was all of it."""
         rest, failure = None, None
         try:
-            if self._node.phase == "stopping":
+            if self._node.phase == "stopping" and not phase.each_life:
                 raise Skipped("the node is stopping")  # noqa: TRY301 noted like any other
             for name in phase.after:
                 if name in self._failed:
@@ -109,9 +117,12 @@ class Sequence:
         }  # fmt: skip
         fields = {} if error is None else {"error" if status == "failed" else "reason": error}
         log.info(f"phase {index}/{total} {phase.name}: {status}, {milliseconds:.0f} ms", **fields)
-        self._node.events.emit("phase", total=total, **outcome)
-        start = round(begun - self._node.exec_at, 6)
-        self._node.boot_phases.append(cast("BootPhase", {**outcome, "start": start}))
+        if phase.name not in self._noted:
+            self._node.events.emit("phase", total=total, **outcome)
+            start = round(begun - self._node.exec_at, 6)
+            self._node.boot_phases.append(cast("BootPhase", {**outcome, "start": start}))
+        self._failed.discard(phase.name)
+        self._node.faults.pop(phase.name, None)
         if error is not None:
             self._failed.add(phase.name)
         if error is not None and status == "failed":

@@ -52,15 +52,20 @@ def request(node: Node, action: str, by: str, *, force: bool = False) -> float:
         running.deadline = min(running.deadline, boottime() + seconds)
         log.info(f"{running.action}: asked again", by=by, seconds_left=round(running.left(), 1))
         return running.left()
-    node.shutdown = Shutdown(action, by, boottime() + seconds)
-    if node.loop is not None:
-        # First of all: whatever the steps, and the lines below, do or fail to do, the end comes.
-        _watch_deadline(node, node.shutdown)
-        node.spawn_task(_run(node, node.shutdown), "shutdown")
+    begin(node, Shutdown(action, by, boottime() + seconds))
     log.info(f"{action} requested", by=by, deadline_seconds=seconds)
     node.events.emit("shutdown", action=action, by=by, deadline_seconds=seconds)
     node.enter("stopping")
     return seconds
+
+
+def begin(node: Node, shutdown: Shutdown) -> None:
+    """Go through the steps, beside the loop."""
+    node.shutdown = shutdown
+    if node.loop is not None:
+        # First of all: whatever the steps do or fail to do, the end comes.
+        _watch_deadline(node, shutdown)
+        node.spawn_task(_run(node, shutdown), "shutdown")
 
 
 def _watch_deadline(node: Node, shutdown: Shutdown) -> None:

@@ -2,7 +2,7 @@
 
     build.py [extension] --output DIR    initd._native for the Python that runs this script
     build.py entry --output FILE         /sbin/init: this Python, embedded (needs its static library)
-    build.py program NAME --output FILE  a static program: stage1, pause, web, probe
+    build.py program NAME --output FILE  a static program: stage1, rescue, pause, web, probe
     build.py images --output DIR         OCI archives of the pod programs
 
 Outputs appear whole or not at all (written beside their name, then renamed) and equal inputs give equal bytes.
@@ -22,9 +22,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", f"-ffile-prefix-map={HERE}=native")
 STRIP = ("-s", "-Wl,--gc-sections", "-Wl,-z,relro,-z,now")
-EXTENSION_SOURCES = ("initd.c", "spawn.c", "libraries.c")
+EXTENSION_SOURCES = ("initd.c", "spawn.c", "survive.c", "libraries.c")
 IMAGES = ("pause", "web", "probe")
-PROGRAMS = ("stage1", *IMAGES)
+PROGRAMS = ("stage1", "rescue", *IMAGES)
 
 # libc's own calls, as Python calls them.
 LIBC = """

@@ -69,6 +69,17 @@ int initd_pidfd_send_signal(int pidfd, int signal);
 int initd_signalfd(const int *signals, size_t count);
 int initd_prctl(int option, unsigned long value);
 
+/*
+ * A fault of this process makes it execute program again, with the argument "resume" and the descriptors that initd_keep
+ * named last. The memfd report gets what happened. If that cannot help, rescue (a memfd with a program, or -1) is executed
+ * instead. resuming: this life began so; initd_resumed tells that it has come as far as to be trusted.
+ * program must live as long as the process. initd_restart does the same for a fault that the caller found.
+ */
+int initd_survive(const char *program, int report, int resuming);
+int initd_keep(const int *descriptors, size_t count, int rescue);
+void initd_resumed(void);
+void initd_restart(const char *reason);
+
 /* libkmod and libblkid are opened when first used: PID 1 must not pay for what only the devices worker needs. */
 struct initd_kmod {
     void *context;

@@ -10,6 +10,8 @@
  *                            file system, and names those where that did not fail with EROFS
  *   /processes               {"processes": [{"pid", "ppid", "comm", "cgroup", "argv", "pss"}]}: pss in bytes
  *   /kill?pid=N&signal=N     {"error": null}
+ *   /fault?pid=N&kind=K      {"error": null}: what the process waits in fails with EBADF (K is error), or it goes on at address
+ *                            0 (K is jump), by ptrace(2): the program itself knows nothing of it
  *   /flood?path=P            {"connected", "closed"}: 300 connections at once to a Unix socket, a frame of garbage on each; how
  *                            many there were and how many the server closed
  *   /mount?path=P            in this pod's own mount namespace: a tmpfs at P, holding the file `marker`
@@ -21,8 +23,11 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/user.h>
+#include <sys/wait.h>
 
 #define TEXT_SIZE (4 << 20)
 #define OTHERS_MAX 200
@@ -249,6 +254,29 @@ static void do_kill(FILE *out, const struct http_request *request) {
     put_error(out, target <= 0 ? EINVAL : kill(target, atoi(number)) < 0 ? errno : 0);
 }
 
+/* Changes the registers of a process that sleeps in a system call. */
+static int fault(pid_t pid, bool jump) {
+    struct user_regs_struct registers;
+    int status;
+    if (ptrace(PTRACE_SEIZE, pid, NULL, NULL) < 0)
+        return errno;
+    if (ptrace(PTRACE_INTERRUPT, pid, NULL, NULL) < 0 || waitpid(pid, &status, __WALL) < 0 ||
+        ptrace(PTRACE_GETREGS, pid, NULL, &registers) < 0)
+        return errno; /* our end lets it go */
+    registers.orig_rax = (unsigned long)-1; /* the call is over, not to be restarted */
+    registers.rax = (unsigned long)-EBADF;
+    registers.rip = jump ? 0 : registers.rip;
+    if (ptrace(PTRACE_SETREGS, pid, NULL, &registers) < 0 || ptrace(PTRACE_DETACH, pid, NULL, NULL) < 0)
+        return errno;
+    return 0;
+}
+
+static void do_fault(FILE *out, const struct http_request *request) {
+    char pid[16], kind[16];
+    bool given = http_parameter(request, "pid", pid, sizeof pid) && http_parameter(request, "kind", kind, sizeof kind);
+    put_error(out, given && atoi(pid) > 0 ? fault(atoi(pid), !strcmp(kind, "jump")) : EINVAL);
+}
+
 static void do_mount(FILE *out, const char *path) {
     char marker[4200];
     snprintf(marker, sizeof marker, "%s/marker", path);
@@ -277,6 +305,8 @@ static void handle(int fd, const struct http_request *request) {
         do_processes(out);
     else if (!strcmp(request->path, "/kill"))
         do_kill(out, request);
+    else if (!strcmp(request->path, "/fault"))
+        do_fault(out, request);
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (strcmp(request->path, commands[i].name))
             continue;

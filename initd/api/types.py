@@ -36,7 +36,9 @@ class Event(TypedDict, total=False):
 
 
 class NodeStatus(TypedDict):
-    """The node in one answer: `phase` is booting, running, maintenance or stopping."""
+    """The node in one answer: `phase` is booting, running, maintenance or stopping; `failures` is what PID 1 died of in
+    this boot, and was resumed after.
+    """
 
     name: str | None
     address: str | None
@@ -46,6 +48,7 @@ class NodeStatus(TypedDict):
     boot_id: str
     uptime_seconds: float
     config_source: str | None
+    failures: list[str]
 
 
 class Transition(TypedDict):

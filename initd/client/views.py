@@ -88,9 +88,10 @@ def status(value: types.NodeStatus, style: Style) -> str:
         f"up {duration(value['uptime_seconds'])}",
         f"configuration from {clean(value['config_source'] or 'nowhere yet')}",
     ]
-    return "\n".join(
-        ["  ".join(parts), *(f"  {style.paint('!', 'yellow')} {clean(reason)}" for reason in value["reasons"])]
-    )
+    # An older node, and rescue, know of no failures.
+    failures = [f"PID 1 failed and was resumed: {text.splitlines()[-1]}" for text in value.get("failures", ()) if text]
+    notes = [f"  {style.paint('!', 'yellow')} {clean(note)}" for note in [*value["reasons"], *failures]]
+    return "\n".join(["  ".join(parts), *notes])
 
 
 def config(value: types.ConfigInfo, style: Style) -> str:

@@ -267,6 +267,14 @@ class Service:
         self.last_exit = describe(end) + self._errno
         if cgroups.oom_kills(self.spec.cgroup) > self._oom_kills:
             self.last_exit += " (out of memory)"
+        self._after_end()
+
+    def lost(self, reason: str) -> None:
+        """Its process is gone, and nobody was there to see how."""
+        self.last_exit = reason
+        self._after_end()
+
+    def _after_end(self) -> None:
         if not self.spec.main_only:
             self._kill()  # what it left behind must not meet its successor
         self.ended()
@@ -277,7 +285,7 @@ class Service:
                 return
             ready = 0.0 if self._ready_at is None else boottime() - self._ready_at
             self._backoff_delay = self.backoff.failed(ready)
-        self.handle(Event.EXITED_AGAIN if self.backoff.looping else Event.EXITED, self.last_exit)
+        self.handle(Event.EXITED_AGAIN if self.backoff.looping else Event.EXITED, self.last_exit or "")
 
     def _let_go(self, process: Process) -> None:
         if self._loop is not None:

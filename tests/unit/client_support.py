@@ -54,6 +54,7 @@ STATUS: types.NodeStatus = {
     "boot_id": "b",
     "uptime_seconds": 34.0,
     "config_source": "fw_cfg",
+    "failures": [],
 }
 SERVICES: list[types.ServiceStatus] = [
     {

@@ -1,0 +1,199 @@
+"""PID 1's other lives: what it writes down, so that after a fault of its own it goes on where it was.
+
+A fault (an exception that nothing caught, SIGSEGV and its like) makes it execute its program again, in the same
+process: its children stay its children, and the descriptors that the checkpoint names stay open (native/survive.c). The
+next life makes its services of the checkpoint, runs the phases that every life needs and those that were not run yet,
+and starts its workers anew. A checkpoint is written at each change of a service and soon after any other, whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+import binascii
+import faulthandler
+import marshal
+import os
+from typing import TYPE_CHECKING, Any
+
+from initd import cgroups, log, native, services
+from initd.config.sources import Found
+from initd.supervise.output import Output
+from initd.supervise.process import find, start_time
+from initd.supervise.states import HAS_PROCESS, State
+
+if TYPE_CHECKING:
+    from initd.node import Node
+    from initd.supervise.service import Service
+
+PROGRAM = "/sbin/init"
+PATH = "/run/initd/checkpoint"
+HEADER = b"initd checkpoint 1"  # with the version of what follows
+EVENTS = 200
+FAILURES = 10
+FAILURE_BYTES = 16 << 10
+RESUMED = "PID 1 was resumed"
+
+# What is kept as it is, all of it plain values: of the node, and of a service.
+NODE = (
+    "exec_at", "boot_id", "command_line", "phase", "faults", "boot_phases", "listener", "rescue", "config_error",
+    "name", "address", "network", "failures",
+)  # fmt: skip
+SERVICE = (
+    "argv", "healthy", "restarts", "status_text", "last_exit", "watchdog_seconds", "watchdog_at", "trouble_since",
+    "retired", "_deadline", "_spawned", "_ready_at", "_backoff_delay", "_start_by", "_errno", "_oom_kills",
+)  # fmt: skip
+
+
+def guard(node: Node, *, resuming: bool) -> None:
+    """From now on a fault of PID 1's own begins another life, which finds what it needs."""
+    report = _inherited("INITD_REPORT") if resuming else None
+    if report is None:
+        report = os.memfd_create("report")
+        os.environ["INITD_REPORT"] = str(report)
+    faulthandler.enable(report, all_threads=False)  # before the handlers that call it
+    native.survive(PROGRAM, report, resuming=resuming)
+    scheduled = False
+
+    def change() -> None:
+        nonlocal scheduled
+        scheduled = False
+        save(node, report)
+
+    def change_soon() -> None:
+        nonlocal scheduled
+        if node.loop is not None and not scheduled:
+            scheduled = True
+            node.loop.call_soon(change)
+
+    node.on_change = change
+    node.events.watch(change_soon)
+    if resuming:
+        node.failures = [_read_report(report)]
+
+
+def _inherited(variable: str) -> int | None:
+    """A descriptor that the life before named in the environment."""
+    try:
+        descriptor = int(os.environ[variable])
+        os.set_inheritable(descriptor, False)
+    except (KeyError, ValueError, OSError):
+        return None
+    return descriptor
+
+
+def _read_report(report: int) -> str:
+    """What the life before died of; the report is empty afterwards."""
+    text = os.pread(report, FAILURE_BYTES, 0).decode(errors="replace").strip()
+    os.ftruncate(report, 0)
+    os.lseek(report, 0, os.SEEK_SET)
+    return text or "nothing was reported"
+
+
+def save(node: Node, report: int) -> None:
+    """Write a checkpoint. Never raises: without it the node goes on as well as before."""
+    every = {**node.services, **node.workers}
+    pipes = [service.output.reader for service in every.values()]
+    descriptors = [report, *pipes, *(service.output.writer for service in every.values())]
+    descriptors += [service.notify.fileno() for service in every.values() if service.notify is not None]
+    descriptors += [fd for fd in (node.listener, node.rescue) if fd is not None]
+    end = node.shutdown
+    state = {
+        "node": {name: getattr(node, name) for name in NODE},
+        "found": node.found and tuple(node.found),
+        "events": node.events.last(EVENTS),
+        "services": {name: _describe(service) for name, service in node.services.items()},
+        "workers": {name: _describe(worker) for name, worker in node.workers.items()},
+        "shutdown": end and (end.action, end.by, end.deadline),
+    }
+    try:
+        data = marshal.dumps(state)
+        with open(f"{PATH}.new", "wb", buffering=0) as file:
+            file.write(b"%b %d\n%b" % (HEADER, binascii.crc32(data), data))
+        os.rename(f"{PATH}.new", PATH)
+        os.environ["INITD_PIPES"] = " ".join(map(str, pipes))
+        os.environ["INITD_LISTENER"] = str(node.listener)
+        native.keep(descriptors, -1 if node.rescue is None else node.rescue)
+    except (OSError, ValueError) as error:
+        log.warning("no checkpoint written", error=str(error))
+
+
+def _describe(service: Service) -> dict[str, Any]:
+    process = service.process
+    return {
+        "state": service.state.value,
+        "process": process and (process.pid, start_time(process.pid)),
+        "history": list(service.history),
+        "failures": service.backoff.failures,
+        "output": (service.output.reader, service.output.writer),
+        "notify": -1 if service.notify is None else service.notify.fileno(),
+        **{name: getattr(service, name) for name in SERVICE},
+    }
+
+
+def load(path: str) -> dict[str, Any]:
+    """Return the last checkpoint. Raises ValueError if it is not one of this version, whole; OSError."""
+    with open(path, "rb") as file:
+        head, _, data = file.read().partition(b"\n")
+    if head != b"%b %d" % (HEADER, binascii.crc32(data)):
+        raise ValueError(f"{path}: not a whole checkpoint of this version: {head[:40]!r}")
+    state: dict[str, Any] = marshal.loads(data)  # noqa: S302 PID 1 wrote it
+    return state
+
+
+def restore(node: Node) -> dict[str, Any]:
+    """Make `node` what it was when the last checkpoint was written; its processes follow, see `adopt`.
+
+    Raises ValueError, OSError, and whatever a checkpoint that fits the version and not the code leads to.
+    """
+    state, failures = load(PATH), node.failures
+    for name in NODE:
+        setattr(node, name, state["node"][name])
+    node.failures = [*node.failures, *failures][-FAILURES:]
+    node.found = state["found"] and Found(*state["found"])
+    node.events.resume(*state["events"])
+    specs = {spec.name: spec for spec in services.SERVICES}
+    for name, kept in state["services"].items():
+        _restore(node.add_service(specs[name], Output(pipe=kept["output"]), kept["notify"]), kept)
+    for name, kept in state["workers"].items():
+        _restore(node.add_worker(name, Output(pipe=kept["output"])), kept)
+    log.error("PID 1 failed and was resumed", cause=failures[-1])
+    node.events.emit("resumed", cause=failures[-1])
+    return state
+
+
+def _restore(service: Service, kept: dict[str, Any]) -> None:
+    for descriptor in (*kept["output"], kept["notify"]):
+        if descriptor >= 0:
+            os.set_inheritable(descriptor, False)
+    service.state = State(kept["state"])
+    service.history.extend(kept["history"])
+    service.backoff.failures = kept["failures"]
+    for name in SERVICE:
+        setattr(service, name, kept[name])
+
+
+def adopt(node: Node, state: dict[str, Any]) -> None:
+    """Find the services' processes again, now that there is a loop; start the workers anew; go on with a shutdown."""
+    for service in node.services.values():
+        _adopt(service, state["services"][service.spec.name]["process"])
+    for worker in node.workers.values():
+        cgroups.kill(worker.spec.cgroup)  # it is ending: its link was the last life's
+        worker.state = State.DOWN
+        worker.start(RESUMED)
+    if state["shutdown"] is not None:
+        from initd import shutdown  # noqa: PLC0415 imports asyncio
+
+        shutdown.begin(node, shutdown.Shutdown(*state["shutdown"]))
+
+
+def _adopt(service: Service, process: tuple[int, int] | None) -> None:
+    if process is not None:
+        try:
+            service.adopt(find(process[0], service.spec.cgroup, process[1]))
+        except LookupError as error:
+            log.warning(f"{service.spec.name}: not found again", pid=process[0], reason=str(error))
+    if service.process is None:
+        if cgroups.populated(service.spec.cgroup):
+            cgroups.kill(service.spec.cgroup)  # what was started after the checkpoint must not meet its successor
+        if service.state in HAS_PROCESS:
+            service.lost(f"ended when {RESUMED}")

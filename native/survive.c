@@ -1,0 +1,188 @@
+/*
+ * What PID 1 does when it fails itself: it executes its program again, in the same process, so that its children stay
+ * its children and what it has open stays open. initd/resume.py is the other half of it.
+ *
+ * SIGSEGV, SIGBUS, SIGABRT, SIGILL and SIGFPE are caught on a stack of their own. From there on nothing is trusted but
+ * system calls and what lies in `self`.
+ */
+#define _GNU_SOURCE
+#include "initd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define CRASHES_VARIABLE "INITD_CRASHES="
+
+enum { KEPT = 64, VARIABLES = 64, CRASHES = 3, WINDOW = 60 /* seconds */ };
+
+static const struct {
+    int number;
+    const char *name;
+} faults[] = {{SIGSEGV, "SIGSEGV"}, {SIGBUS, "SIGBUS"}, {SIGABRT, "SIGABRT"}, {SIGILL, "SIGILL"}, {SIGFPE, "SIGFPE"}};
+
+enum { FAULTS = sizeof faults / sizeof faults[0] };
+
+static struct {
+    long pid; /* 0: initd_survive was not called */
+    const char *program;
+    int report, rescue; /* memfds */
+    int resuming;
+    int kept[KEPT];
+    size_t kept_count;
+    unsigned long crashes[CRASHES]; /* when, in seconds since boot, the latest first; 0: never */
+    struct sigaction before[FAULTS];
+} self = {.rescue = -1};
+
+/* A line of text, put together without stdio. */
+struct line {
+    char text[256];
+    size_t length;
+};
+
+static void add(struct line *line, const char *text) {
+    while (*text && line->length < sizeof line->text - 1)
+        line->text[line->length++] = *text++;
+    line->text[line->length] = 0;
+}
+
+static void add_number(struct line *line, unsigned long number, unsigned base) {
+    char digits[2 * sizeof number * 8 / 3], *first = digits + sizeof digits;
+    *--first = 0;
+    do
+        *--first = "0123456789abcdef"[number % base];
+    while (number /= base);
+    add(line, base == 16 ? "0x" : "");
+    add(line, first);
+}
+
+static void put(int fd, const char *text) {
+    if (write(fd, text, strlen(text)) < 0 || write(fd, "\n", 1) < 0)
+        return; /* a report that cannot be written must not stop what it is about */
+}
+
+/* Whether PID 1 gets another life: not after CRASHES within WINDOW, nor after one that did not come as far as its loop. */
+static int may_resume(void) {
+    struct timespec now = {0};
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    memmove(self.crashes + 1, self.crashes, sizeof self.crashes - sizeof *self.crashes);
+    self.crashes[0] = (unsigned long)now.tv_sec + !now.tv_sec;
+    unsigned long first = self.crashes[CRASHES - 1];
+    return !self.resuming && !(first && self.crashes[0] - first < WINDOW);
+}
+
+static char **environment(void) {
+    static struct line crashes;
+    static char *variables[VARIABLES + 2];
+    size_t count = 0;
+    for (char **each = environ; each && *each && count < VARIABLES; each++)
+        if (strncmp(*each, CRASHES_VARIABLE, strlen(CRASHES_VARIABLE)) != 0)
+            variables[count++] = *each;
+    add(&crashes, CRASHES_VARIABLE);
+    for (size_t i = 0; i < CRASHES; i++) {
+        add_number(&crashes, self.crashes[i], 10);
+        add(&crashes, " ");
+    }
+    variables[count] = crashes.text;
+    return variables;
+}
+
+/* Returns only if there is nothing to be executed. */
+void initd_restart(const char *reason) {
+    if (!self.pid || syscall(SYS_getpid) != self.pid)
+        return;
+    put(self.report, reason);
+    for (size_t i = 0; i < self.kept_count; i++)
+        fcntl(self.kept[i], F_SETFD, 0);
+    /*
+     * Faults must not stay blocked, else the next one would not be caught. One that is pending is dropped here, for PID 1
+     * gets no signal that it does not catch. All others stay blocked and pending: the next life reads them.
+     */
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < FAULTS; i++) {
+        signal(faults[i].number, SIG_DFL);
+        sigaddset(&set, faults[i].number);
+    }
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+    char *const resume[] = {(char *)self.program, "resume", NULL}, *const rescue[] = {"rescue", (char *)reason, NULL};
+    int again = may_resume();
+    char **variables = environment();
+    if (again)
+        execve(self.program, resume, variables);
+    syscall(SYS_execveat, self.rescue, "", rescue, variables, AT_EMPTY_PATH);
+}
+
+static void on_fault(int number, siginfo_t *info, void *context) {
+    size_t which = 0;
+    while (faults[which].number != number)
+        which++;
+    struct line line = {0};
+    add(&line, faults[which].name);
+    if (syscall(SYS_getpid) != self.pid) { /* a copy of PID 1 dies of it like any process */
+        signal(number, SIG_DFL);
+        raise(number);
+        return;
+    }
+    if (info->si_code <= 0 && info->si_pid != self.pid) { /* nobody's signal is a fault of ours */
+        add(&line, " ignored, sent by pid ");
+        add_number(&line, (unsigned long)info->si_pid, 10);
+        int kmsg = open("/dev/kmsg", O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+        put(kmsg, line.text);
+        close(kmsg);
+        return;
+    }
+    add(&line, " at instruction ");
+    add_number(&line, (unsigned long)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP], 16);
+    add(&line, ", address ");
+    add_number(&line, (unsigned long)info->si_addr, 16);
+    add(&line, ", code ");
+    add_number(&line, (unsigned)info->si_code, 10);
+    /* faulthandler's, which writes Python's traceback to the report and then raises the signal again; see initd_restart */
+    void (*dump)(int) = self.before[which].sa_handler;
+    if (dump != SIG_DFL && dump != SIG_IGN)
+        dump(number);
+    initd_restart(line.text);
+    signal(number, SIG_DFL); /* nothing could be executed: for PID 1 of a machine, a panic, which reboots it */
+}
+
+int initd_survive(const char *program, int report, int resuming) {
+    static char stack[64 * 1024];
+    const char *crashes = getenv("INITD_CRASHES");
+    char *end = (char *)crashes;
+    for (size_t i = 0; crashes && i < CRASHES; i++)
+        self.crashes[i] = strtoul(end, &end, 10);
+    self.program = program;
+    self.report = report;
+    self.resuming = resuming;
+    self.pid = syscall(SYS_getpid);
+    if (sigaltstack(&(stack_t){.ss_sp = stack, .ss_size = sizeof stack}, NULL) < 0)
+        return -1;
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    for (size_t i = 0; i < FAULTS; i++)
+        if (sigaction(faults[i].number, &action, &self.before[i]) < 0)
+            return -1;
+    return 0;
+}
+
+int initd_keep(const int *descriptors, size_t count, int rescue) {
+    if (count > KEPT) {
+        errno = EMFILE;
+        return -1;
+    }
+    self.kept_count = 0; /* never more than what is there, whenever a fault comes */
+    memcpy(self.kept, descriptors, count * sizeof *descriptors);
+    self.kept_count = count;
+    self.rescue = rescue;
+    return 0;
+}
+
+void initd_resumed(void) {
+    self.resuming = 0;
+}
