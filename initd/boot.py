@@ -28,6 +28,7 @@ API_SOCKET = "/run/initd/api.sock"
 IMAGES = "/usr/share/initd/images"
 RESCUE = "/usr/lib/initd/rescue"
 BACKLOG = 128
+WATCHDOG_SECONDS = 60
 
 
 # The phases.
@@ -278,6 +279,26 @@ async def import_images(node: Node) -> None:
             return
 
 
+async def start_watchdog(node: Node) -> None:
+    """Let the hardware's watchdog watch PID 1, and see what it and the kernel say of the last boot's end."""
+    from initd import watchdog  # noqa: PLC0415 the loop runs now
+
+    wanted = node.config.watchdog if node.config is not None else None
+    if wanted is not None and wanted.software and not os.path.exists(watchdog.DEVICE):
+        await node.workers["devices"].call("modprobe", "softdog")
+    cause, log_text = watchdog.last_boot()
+    node.last_boot = {"cause": cause, "log": log_text}
+    if cause is not None:
+        log.warning(f"the last boot ended by {cause}")
+    if wanted is not None and not wanted.seconds:
+        raise Skipped("watchdog.seconds is 0")
+    try:
+        node.watchdog = watchdog.start(wanted.seconds if wanted is not None else WATCHDOG_SECONDS)
+    except FileNotFoundError:
+        raise Skipped("no hardware watchdog") from None
+    node.on_service_change()  # which feeds it
+
+
 async def keep_rescue(node: Node) -> None:
     """Keep what PID 1 becomes if it cannot go on, in memory: the root's device may be what failed."""
     import fcntl  # noqa: PLC0415 needed here only
@@ -333,4 +354,5 @@ PHASES = (
     Phase("images", import_images, after=("containerd", "workers")),
     Phase("liveness", watch_services, each_life=True),
     Phase("rescue", keep_rescue),
+    Phase("watchdog", start_watchdog, after=("devices", "liveness")),
 )

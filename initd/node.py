@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from initd.api.types import BootPhase, NetworkState, NodeStatus
+    from initd.api.types import BootPhase, LastBoot, NetworkState, NodeStatus
     from initd.config.schema import Config
     from initd.config.sources import Found
     from initd.services import ServiceSpec
@@ -52,6 +52,8 @@ class Node:
         self.on_service_change: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         self.rescue: int | None = None
+        self.watchdog: tuple[int, int] | None = None  # descriptor, seconds
+        self.last_boot: LastBoot = {"cause": None, "log": None}
         self.failures: list[str] = []
         self._ready: tuple[str, bool, list[str]] = ("", False, [])
 

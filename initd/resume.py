@@ -36,7 +36,7 @@ RESUMED = "PID 1 was resumed"
 # What is kept as it is, all of it plain values: of the node, and of a service.
 NODE = (
     "exec_at", "boot_id", "command_line", "phase", "faults", "boot_phases", "listener", "rescue", "config_error",
-    "name", "address", "network", "failures",
+    "name", "address", "network", "failures", "watchdog", "last_boot",
 )  # fmt: skip
 SERVICE = (
     "argv", "healthy", "restarts", "status_text", "last_exit", "watchdog_seconds", "watchdog_at", "trouble_since",
@@ -95,7 +95,8 @@ def save(node: Node, report: int) -> None:
     pipes = [service.output.reader for service in every.values()]
     descriptors = [report, *pipes, *(service.output.writer for service in every.values())]
     descriptors += [service.notify.fileno() for service in every.values() if service.notify is not None]
-    descriptors += [fd for fd in (node.listener, node.rescue) if fd is not None]
+    watchdog = node.watchdog and node.watchdog[0]
+    descriptors += [fd for fd in (node.listener, node.rescue, watchdog) if fd is not None]
     end = node.shutdown
     state = {
         "node": {name: getattr(node, name) for name in NODE},
@@ -111,7 +112,7 @@ def save(node: Node, report: int) -> None:
             file.write(b"%b %d\n%b" % (HEADER, binascii.crc32(data), data))
         os.rename(f"{PATH}.new", PATH)
         os.environ["INITD_PIPES"] = " ".join(map(str, pipes))
-        os.environ["INITD_LISTENER"] = str(node.listener)
+        os.environ["INITD_LISTENER"], os.environ["INITD_WATCHDOG"] = str(node.listener), str(watchdog)
         native.keep(descriptors, -1 if node.rescue is None else node.rescue)
     except (OSError, ValueError) as error:
         log.warning("no checkpoint written", error=str(error))

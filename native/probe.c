@@ -10,8 +10,9 @@
  *                            file system, and names those where that did not fail with EROFS
  *   /processes               {"processes": [{"pid", "ppid", "comm", "cgroup", "argv", "pss"}]}: pss in bytes
  *   /kill?pid=N&signal=N     {"error": null}
- *   /fault?pid=N&kind=K      {"error": null}: what the process waits in fails with EBADF (K is error), or it goes on at address
- *                            0 (K is jump), by ptrace(2): the program itself knows nothing of it
+ *   /fault?pid=N&kind=K      {"error": null}: what the process waits in fails with EBADF (K is error), it goes on at address 0
+ *                            (jump), or it does not go on (hang), by ptrace(2): the program itself knows nothing of it. Or the
+ *                            kernel panics (panic)
  *   /flood?path=P            {"connected", "closed"}: 300 connections at once to a Unix socket, a frame of garbage on each; how
  *                            many there were and how many the server closed
  *   /mount?path=P            in this pod's own mount namespace: a tmpfs at P, holding the file `marker`
@@ -254,18 +255,22 @@ static void do_kill(FILE *out, const struct http_request *request) {
     put_error(out, target <= 0 ? EINVAL : kill(target, atoi(number)) < 0 ? errno : 0);
 }
 
+static bool holding; /* a process by ptrace(2), which this one's end would let go */
+
 /* Changes the registers of a process that sleeps in a system call. */
-static int fault(pid_t pid, bool jump) {
+static int fault(pid_t pid, const char *kind) {
     struct user_regs_struct registers;
     int status;
     if (ptrace(PTRACE_SEIZE, pid, NULL, NULL) < 0)
         return errno;
     if (ptrace(PTRACE_INTERRUPT, pid, NULL, NULL) < 0 || waitpid(pid, &status, __WALL) < 0 ||
         ptrace(PTRACE_GETREGS, pid, NULL, &registers) < 0)
-        return errno; /* our end lets it go */
+        return errno;
+    if ((holding = !strcmp(kind, "hang")))
+        return 0;
     registers.orig_rax = (unsigned long)-1; /* the call is over, not to be restarted */
     registers.rax = (unsigned long)-EBADF;
-    registers.rip = jump ? 0 : registers.rip;
+    registers.rip = strcmp(kind, "jump") ? registers.rip : 0;
     if (ptrace(PTRACE_SETREGS, pid, NULL, &registers) < 0 || ptrace(PTRACE_DETACH, pid, NULL, NULL) < 0)
         return errno;
     return 0;
@@ -274,7 +279,10 @@ static int fault(pid_t pid, bool jump) {
 static void do_fault(FILE *out, const struct http_request *request) {
     char pid[16], kind[16];
     bool given = http_parameter(request, "pid", pid, sizeof pid) && http_parameter(request, "kind", kind, sizeof kind);
-    put_error(out, given && atoi(pid) > 0 ? fault(atoi(pid), !strcmp(kind, "jump")) : EINVAL);
+    int fd = given && !strcmp(kind, "panic") ? open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC) : -1;
+    if (fd >= 0 && write(fd, "c", 1) < 0)
+        given = false;
+    put_error(out, given && atoi(pid) > 0 ? fault(atoi(pid), kind) : EINVAL);
 }
 
 static void do_mount(FILE *out, const char *path) {
@@ -322,6 +330,8 @@ static void handle(int fd, const struct http_request *request) {
         http_respond(fd, "200 OK", "application/json", body, length);
     else
         http_fail(fd, "404 Not Found", "no such command");
+    while (holding)
+        pause();
 }
 
 int main(int argc, char **argv) {

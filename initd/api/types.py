@@ -51,6 +51,13 @@ class NodeStatus(TypedDict):
     failures: list[str]
 
 
+class LastBoot(TypedDict):
+    """How the boot before this one ended: `cause` is panic, watchdog or null, `log` the kernel's last lines."""
+
+    cause: str | None
+    log: str | None
+
+
 class Transition(TypedDict):
     """One change of a service's state and why it came."""
 

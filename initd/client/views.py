@@ -94,6 +94,12 @@ def status(value: types.NodeStatus, style: Style) -> str:
     return "\n".join(["  ".join(parts), *notes])
 
 
+def last_boot(value: types.LastBoot, _style: Style) -> str:
+    """Return why the last boot ended, and the kernel's last lines."""
+    cause = value["cause"] or "not known: neither a watchdog nor the kernel left word"
+    return "\n".join([f"the last boot's end: {cause}", *map(clean, (value["log"] or "").splitlines())])
+
+
 def config(value: types.ConfigInfo, style: Style) -> str:
     """Return the configuration as it was written, with where it came from."""
     head = style.paint(f"# from {clean(value['source'] or 'nowhere yet')}", "dim")

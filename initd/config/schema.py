@@ -151,6 +151,13 @@ class ApiConfig(Table, frozen=True):
     roles: Annotated[tuple[RoleConfig, ...], doc("Roles by user or group.")] = ()
 
 
+class WatchdogConfig(Table, frozen=True):
+    """The watchdog that resets the machine when PID 1 hangs."""
+
+    seconds: Annotated[int, Meta(ge=0, le=3600, description="Without a sign of life until the reset; 0: none.")] = 60
+    software: Annotated[bool, doc("Use the kernel's own (softdog) where there is no hardware.")] = False
+
+
 class LogConfig(Table, frozen=True):
     """initd's own log."""
 
@@ -166,6 +173,7 @@ class Config(Table, frozen=True):
     containerd: Annotated[ContainerdConfig, doc("The container runtime.")] = ContainerdConfig()
     disks: Annotated[DisksConfig, doc("File systems.")] = DisksConfig()
     api: Annotated[ApiConfig, doc("The node's API.")] = ApiConfig()
+    watchdog: Annotated[WatchdogConfig, doc("Resets the machine when PID 1 hangs.")] = WatchdogConfig()
     log: Annotated[LogConfig, doc("initd's own log.")] = LogConfig()
 
 

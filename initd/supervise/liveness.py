@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from initd import log
+from initd import log, watchdog
 from initd.events import boottime
 from initd.services import Http2SocketProbe, HttpProbe
 from initd.supervise import health
@@ -19,18 +19,23 @@ SOON = 0.1
 
 
 async def watch(node: Node) -> None:
-    """Ask for ever: every `health.TICK` seconds, and sooner while a service is not known to be healthy yet."""
+    """Ask for ever: every `health.TICK` seconds, and sooner while a service is not known to be healthy yet. Each time
+    the hardware's watchdog is told that the loop runs.
+    """
     changed = asyncio.Event()
     node.on_service_change = changed.set
     delay = SOON
     while True:
         changed.clear()
+        longest = health.TICK if node.watchdog is None else min(health.TICK, node.watchdog[1] / 2)
+        if node.watchdog is not None:
+            watchdog.feed(node.watchdog[0])
         services = list(node.services.values())
         for outcome in await asyncio.gather(*map(ask, services), return_exceptions=True):
             if isinstance(outcome, Exception):  # one service's fault must not end the watch over the others
                 log.exception("liveness", outcome)
         waiting = any(s.state is State.RUNNING and not s.healthy for s in node.services.values())
-        delay = min(delay * 1.5, health.TICK) if waiting else health.TICK
+        delay = min(delay * 1.5, longest) if waiting else longest
         try:
             async with asyncio.timeout(delay):
                 await changed.wait()

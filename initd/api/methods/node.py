@@ -16,7 +16,7 @@ from initd.supervise.states import State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from initd.api.types import BootTimes, Event, NodeStatus, VersionInfo
+    from initd.api.types import BootTimes, Event, LastBoot, NodeStatus, VersionInfo
 
 IMAGE_VERSION = "/usr/share/initd/version"
 
@@ -47,6 +47,12 @@ async def version(call: Call) -> VersionInfo:
 async def status(call: Call) -> NodeStatus:
     """The node's name, address, phase, and whether it is ready; if not, why."""
     return call.node.status()
+
+
+@method("boot.last", Role.READER)
+async def last_boot(call: Call) -> LastBoot:
+    """Why the boot before this one ended, as far as the hardware kept it (watchdog, pstore)."""
+    return call.node.last_boot
 
 
 @method("events", Role.READER)

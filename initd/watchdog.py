@@ -1,0 +1,58 @@
+"""The hardware watchdog, fed by PID 1's own loop, so that a loop that hangs is a reboot; and what ended the last boot.
+
+Sources: the kernel's Documentation/watchdog/watchdog-api.rst, and Documentation/ABI/testing/pstore.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+DEVICE = "/dev/watchdog0"
+STATUS = "/sys/class/watchdog/watchdog0/bootstatus"
+PSTORE = "/sys/fs/pstore"
+# linux/watchdog.h
+KEEP_ALIVE, SET_TIMEOUT, GET_TIMEOUT, CARD_RESET = 0x80045705, 0xC0045706, 0x80045707, 0x20
+_INT = struct.Struct("@i")
+LOG_BYTES = 64 << 10
+
+
+def start(seconds: int) -> tuple[int, int]:
+    """Begin to be watched: the descriptor, and after how many seconds without `feed` the machine is reset, which may
+    differ from what was asked. Raises OSError, FileNotFoundError if there is no watchdog.
+    """
+    fd = os.open(DEVICE, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        granted = fcntl.ioctl(fd, SET_TIMEOUT, _INT.pack(seconds))
+    except OSError:  # it has one timeout, or takes no such long one
+        granted = fcntl.ioctl(fd, GET_TIMEOUT, _INT.pack(0))
+    return fd, _INT.unpack(granted)[0]
+
+
+def feed(fd: int) -> None:
+    """Say that the loop runs. Raises OSError."""
+    fcntl.ioctl(fd, KEEP_ALIVE, 0)
+
+
+def last_boot() -> tuple[str | None, str | None]:
+    """What is known of how the last boot ended: `panic` or `watchdog`, and what the kernel wrote at its end.
+
+    The kernel's records are taken out of the machine's store, which has place for few.
+    """
+    records = []
+    try:
+        for name in sorted(entry for entry in os.listdir(PSTORE) if entry.startswith("dmesg-")):
+            with open(f"{PSTORE}/{name}", encoding="utf-8", errors="replace") as file:
+                records.append(file.read(LOG_BYTES))
+            os.unlink(f"{PSTORE}/{name}")
+    except OSError:
+        pass  # no store, or it fails: what was read is told
+    log = "".join(reversed(records))[-LOG_BYTES:]  # the last part is the first file
+    if log:
+        return "panic", log
+    try:
+        with open(STATUS, encoding="ascii") as file:
+            return ("watchdog" if int(file.read(), 0) & CARD_RESET else None), None
+    except (OSError, ValueError):
+        return None, None
