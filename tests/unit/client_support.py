@@ -177,6 +177,7 @@ ANSWERS: dict[str, Any] = {
     ],
     "config": {"source": "fw_cfg", "text": '[node]\nname = "x"\n', "values": {}, "error": "node.nmae: unknown key"},
     "config.schema": {"type": "object"},
+    "boot.last": {"cause": "panic", "log": "Kernel panic - not syncing: sysrq\n"},
     "boot.times": {
         "exec": 2.0,
         "marks": {"kubelet exec": 0.4},

@@ -55,6 +55,7 @@ def make_vm(runtime: Path) -> None:
         ("config", "# error: node.nmae: unknown key\n[node]"),
         ("config schema", '"type": "object"'),
         ("boot-times", "critical path: mounts > var"),
+        ("last-boot", "the last boot's end: panic\nKernel panic - not syncing: sysrq"),
         ("reboot --force", "within 30 s"),
         ("shutdown", "within 1 min 30 s"),
         ("call status", '"name": "node-1"'),
