@@ -90,6 +90,9 @@ class Node:
             "uptime_seconds": boottime(),
             "config_source": self.found.source if self.found else None,
             "failures": self.failures,
+            "shutdown": None
+            if (end := self.shutdown) is None
+            else {"action": end.action, "by": end.by, "seconds_left": end.left()},
         }
 
     def reasons(self) -> list[str]:

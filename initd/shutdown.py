@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEADLINE = 30.0
 FORCED = 1.5
 SYNC_SECONDS = 3.0
+RESERVE = 8.0  # for what comes after the pods
 POLL = 0.05
 KEPT_MOUNTS = {"/", "/proc", "/sys", "/dev", "/run"}
 COMMANDS = {"reboot": native.RebootCommand.RESTART, "shutdown": native.RebootCommand.POWER_OFF}
@@ -46,7 +47,7 @@ def request(node: Node, action: str, by: str, *, force: bool = False) -> float:
 
     `force` waits for no one: after `FORCED` seconds at most reboot(2) is called.
     """
-    seconds = FORCED if force else DEADLINE
+    seconds = FORCED if force else node.config.node.shutdown_seconds if node.config is not None else DEADLINE
     running = node.shutdown
     if running is not None:
         running.deadline = min(running.deadline, boottime() + seconds)
@@ -104,10 +105,19 @@ async def stop_kubelet(node: Node, shutdown: Shutdown) -> None:
             await _stop(service, shutdown.left() / 3)
 
 
-async def end_pods(_node: Node, shutdown: Shutdown) -> None:
-    """SIGTERM to every process of every pod, then cgroup.kill for those left, and for the shims."""
-    _signal(cgroups.processes("kubepods"))
-    await _wait(lambda: not cgroups.populated("kubepods"), shutdown.left() / 2)
+async def end_pods(node: Node, shutdown: Shutdown) -> None:
+    """Each pod is given its own grace period, up to what the steps after this one need; then cgroup.kill, also for the
+    shims. preStop hooks are the kubelet's, which is gone.
+    """
+    seconds = shutdown.left() - RESERVE
+    containers = node.workers.get("containers")
+    if seconds > 0 and containers is not None and cgroups.populated("kubepods"):
+        try:
+            await containers.call("stop", seconds, timeout=seconds + 1)
+        except Exception as failure:  # noqa: BLE001 the worker or containerd is not there: the pods end all the same
+            log.warning("pods not stopped by containerd", error=str(failure))
+            _signal(cgroups.processes("kubepods"))
+            await _wait(lambda: not cgroups.populated("kubepods"), shutdown.left() / 2)
     cgroups.kill("kubepods")
     cgroups.kill("shims")
     await _wait(lambda: not cgroups.populated("kubepods") and not cgroups.populated("shims"), 2.0)

@@ -1,7 +1,7 @@
 /*
  * The tests' eyes and hands in a node: an HTTP server in a privileged pod with hostPID. Not part of what a node runs.
  *
- * `probe PORT`; GET, answers are JSON, {"error": "EROFS"} when a call failed. Paths are those of PID 1's mount namespace:
+ * `probe deaf` ends by SIGKILL only. `probe PORT`; GET, answers are JSON, {"error": "EROFS"} when a call failed. Paths are those of PID 1's mount namespace:
  *   /read?path=P             {"text"}: up to 4 MiB, each byte a character (latin-1); /proc/PID/limits, mountinfo, ... too
  *   /readlink?path=P         {"text"}
  *   /list?path=P             {"names": [...]}
@@ -335,6 +335,9 @@ static void handle(int fd, const struct http_request *request) {
 }
 
 int main(int argc, char **argv) {
+    if (argc == 2 && !strcmp(argv[1], "deaf")) /* process 1 of a pod: no signal but SIGKILL does anything */
+        for (;;)
+            pause();
     if (argc == 2)
         return http_serve(atoi(argv[1]), handle);
     fprintf(stderr, "usage: probe PORT\n");

@@ -35,6 +35,14 @@ class Event(TypedDict, total=False):
     kind: str
 
 
+class ShutdownInfo(TypedDict):
+    """A reboot or shutdown under way, who asked for it, and after how many seconds it is over at the latest."""
+
+    action: str
+    by: str
+    seconds_left: float
+
+
 class NodeStatus(TypedDict):
     """The node in one answer: `phase` is booting, running, maintenance or stopping; `failures` is what PID 1 died of in
     this boot, and was resumed after.
@@ -49,6 +57,7 @@ class NodeStatus(TypedDict):
     uptime_seconds: float
     config_source: str | None
     failures: list[str]
+    shutdown: ShutdownInfo | None
 
 
 class LastBoot(TypedDict):

@@ -54,6 +54,7 @@ class NodeConfig(Table, frozen=True):
 
     name: Annotated[Name | None, doc("Node and host name. Default: the lease's, else made of the machine id.")] = None
     address: Annotated[NodeAddress | None, doc("IP address. Default: the first that a link gets.", "192.0.2.10")] = None
+    shutdown_seconds: Annotated[int, Meta(ge=10, le=3600, description="A shutdown or reboot may take at most.")] = 30
 
 
 class RouteConfig(Table, frozen=True):

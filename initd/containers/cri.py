@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from structlog import get_logger
+
 from initd.api.protocol import ApiError, Code
 from initd.containers import messages
 
@@ -16,9 +18,12 @@ if TYPE_CHECKING:
     from initd.containers.messages import Message, Rpc
 
 REACH_SECONDS = 5.0
+STOP_SECONDS = 5.0  # for what comes after a container's SIGKILL
+GRACE_SECONDS = 30.0  # Kubernetes's default
 POD_STATES = ("ready", "notready")
 CONTAINER_STATES = ("created", "running", "exited", "unknown")
 NANOSECONDS = 1e9
+log = get_logger()
 
 
 async def images(client: Containerd) -> list[ImageInfo]:
@@ -48,6 +53,33 @@ async def pods(client: Containerd) -> list[PodInfo]:
     newest = _newest(sandboxes.items, lambda pod: (pod.metadata.namespace, pod.metadata.name, pod.metadata.uid))
     found = await asyncio.gather(*(_pod(client, pod, containers.containers) for pod in newest))
     return [pod for pod in found if pod is not None]
+
+
+async def stop(client: Containerd, seconds: float) -> int:
+    """Have every running container stopped, side by side: its stop signal, then SIGKILL when its pod's grace period or
+    `seconds` are over. Returns how many there were; one that cannot be stopped is no reason to wait for no other.
+    """
+    reply = await client.call(messages.LIST_CONTAINERS)
+    running = [container for container in reply.containers if _state(CONTAINER_STATES, container.state) == "running"]
+    stops = (
+        client.call(
+            messages.STOP_CONTAINER,
+            {"container_id": container.id, "timeout": int(min(_grace(container), seconds))},
+            seconds=seconds + STOP_SECONDS,
+        )
+        for container in running
+    )
+    for container, outcome in zip(running, await asyncio.gather(*stops, return_exceptions=True), strict=True):
+        if isinstance(outcome, BaseException):
+            log.warning("container not stopped", container=container.metadata.name, error=str(outcome))
+    return len(running)
+
+
+def _grace(container: Message) -> float:
+    """The pod's terminationGracePeriodSeconds, which the kubelet writes there."""
+    annotations = {entry.key: entry.value for entry in container.annotations}
+    text = annotations.get("io.kubernetes.pod.terminationGracePeriod", "")
+    return float(text) if text.isdecimal() else GRACE_SECONDS
 
 
 def _newest(items: Iterable[Message], key: Callable[[Message], tuple[str, ...]]) -> list[Message]:

@@ -44,7 +44,7 @@ FIELDS: dict[str, str] = {
     "ContainerMetadata": "name 1 string, attempt 2 uint32",
     "Container": (
         "id 1 string, pod_sandbox_id 2 string, metadata 3 ContainerMetadata, image 4 ImageSpec, state 6 int32, "
-        "created_at 7 int64"
+        "created_at 7 int64, annotations 9 *Label"
     ),
     "ListContainersResponse": "containers 1 *Container",
     "ContainerStatusRequest": "container_id 1 string",
@@ -53,6 +53,7 @@ FIELDS: dict[str, str] = {
         "image 8 ImageSpec, reason 10 string"
     ),
     "ContainerStatusResponse": "status 1 ContainerStatus",
+    "StopContainerRequest": "container_id 1 string, timeout 2 int64",
 }
 
 Message = Any  # the classes exist only at run time, so no checker knows their fields
@@ -76,6 +77,7 @@ LIST_CONTAINERS = Rpc("/runtime.v1.RuntimeService/ListContainers", "Empty", "Lis
 CONTAINER_STATUS = Rpc(
     "/runtime.v1.RuntimeService/ContainerStatus", "ContainerStatusRequest", "ContainerStatusResponse"
 )
+STOP_CONTAINER = Rpc("/runtime.v1.RuntimeService/StopContainer", "StopContainerRequest", "Empty")
 
 
 def _add_field(message: Any, name: str, number: int, kind: str) -> None:

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 async def serve(link: Link) -> None:
-    """Answer `import_images [paths]`, `pods []` and `images []` until PID 1 closes its end."""
+    """Answer `import_images [paths]`, `pods []`, `images []` and `stop [seconds]` until PID 1 closes its end."""
     with closing(Containerd()) as client:
         link.handle("import_images", partial(import_images, client))
         link.handle("pods", partial(cri.pods, client))
         link.handle("images", partial(cri.images, client))
+        link.handle("stop", partial(cri.stop, client))
         await link.serve()

@@ -55,6 +55,7 @@ STATUS: types.NodeStatus = {
     "uptime_seconds": 34.0,
     "config_source": "fw_cfg",
     "failures": [],
+    "shutdown": None,
 }
 SERVICES: list[types.ServiceStatus] = [
     {

@@ -95,7 +95,10 @@ def test_the_default_of_var_is_what_is_mounted_without_a_table() -> None:
     [
         ("[node]\nadress = 'x'", "node.adress: found an unknown key, expected address"),
         ("[nodes]", "nodes: found an unknown key, expected node"),
-        ("[zz]", "zz: found an unknown key, expected one of api, containerd, disks, kubelet, log, network, node, watchdog"),
+        (
+            "[zz]",
+            "zz: found an unknown key, expected one of api, containerd, disks, kubelet, log, network, node, watchdog",
+        ),
         ("[node]\nname = 5", "node.name: found 5, expected a string"),
         ("node = []", "node: found an empty array, expected a table"),
         ("[network]\ntimeout = 'soon'", "network.timeout: found 'soon', expected an integer"),

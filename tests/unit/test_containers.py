@@ -358,3 +358,31 @@ def test_an_answer_that_is_no_protobuf_is_an_error(tmp_path_factory: pytest.Temp
             await server.wait_closed()
 
     run(main())
+
+
+def test_containers_get_their_pods_grace_up_to_what_there_is(tmp_path: Path) -> None:
+    def running(name: str, grace: str | None, state: int = 1) -> dict[str, Any]:
+        notes = [] if grace is None else [{"key": "io.kubernetes.pod.terminationGracePeriod", "value": grace}]
+        return {"id": name, "metadata": {"name": name}, "state": state, "annotations": notes}
+
+    listed = [
+        running("two", "2"),
+        running("long", "600"),
+        running("none", None),
+        running("odd", "x"),
+        running("gone", "1", 2),
+    ]
+
+    def stop(request: Any, _metadata: Any) -> dict[str, Any]:
+        if request.container_id == "odd":
+            raise GRPCError(Status.INTERNAL, "stuck")
+        return {}
+
+    async def main() -> None:
+        fake = Fake(tmp_path / "s", LIST_CONTAINERS=lambda _r, _m: {"containers": listed}, STOP_CONTAINER=stop)
+        async with fake as client:
+            assert await cri.stop(client, 20.5) == 4
+        asked = {request.container_id: request.timeout for name, request, _ in fake.seen if name == "STOP_CONTAINER"}
+        assert asked == {"two": 2, "long": 20, "none": 20, "odd": 20}
+
+    run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,6 +62,25 @@ def test_node_powers_off(machine_factory: MachineFactory, end: Callable[[Machine
     event = machine.wait_for("shutdown", 20.0)
     assert event["action"] == "shutdown"
     assert machine.wait_exit(bound), machine.console_tail()
+
+
+def test_pods_have_their_grace_period_up_to_the_deadline(machine_factory: MachineFactory) -> None:
+    """Two pods that no SIGTERM ends: one has 2 s, the other would have ten minutes."""
+    deaf = [
+        manifests.pod(name, manifests.container(name, "probe", "deaf"), terminationGracePeriodSeconds=grace)
+        for name, grace in (("brief", 2), ("long", 600))
+    ]
+    config = manifests.config(*deaf) + "\n[node]\nshutdown_seconds = 20\n"
+    machine = boot(machine_factory, config=config)
+    wait_for_pods(machine, "brief", "long")
+    with machine.client() as client:
+        assert client.call("shutdown") == 20.0
+        ending = client.call("status")["shutdown"]
+        assert ending["action"] == "shutdown"
+        assert 0 < ending["seconds_left"] <= 20.0
+    asked = time.monotonic()
+    assert machine.wait_exit(OFF_SECONDS), machine.console_tail()
+    assert 10.0 < time.monotonic() - asked < 22.0, "the long one was waited for, but not beyond the deadline"
 
 
 def test_workers_rest_and_what_they_wait_for_starts_them(machine_factory: MachineFactory) -> None:
