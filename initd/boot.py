@@ -6,6 +6,7 @@ address stand in the configuration. How phases are run is in phases.py.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -319,7 +320,7 @@ async def watch_services(node: Node) -> None:
     from initd.supervise import liveness  # noqa: PLC0415 the loop runs now
 
     if node.loop is not None:
-        node.spawn_task(liveness.watch(node), "liveness")
+        node.spawn_task(functools.partial(liveness.watch, node), "liveness")
 
 
 def memory_bytes() -> int:

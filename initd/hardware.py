@@ -10,6 +10,8 @@ from initd import log, shutdown
 if TYPE_CHECKING:
     from initd.node import Node
 
+FIELD = 256  # characters of a device's path that an event keeps
+
 
 async def settled(node: Node) -> None:
     """Listen to the devices worker from now on; returns when its first walk over the devices is done."""
@@ -21,7 +23,8 @@ async def settled(node: Node) -> None:
         log.info("devices settled", **{key: summary.get(key) for key in ("modules", "devices", "milliseconds")})
 
     def on_device(device: dict[str, Any]) -> None:
-        node.events.emit("device", **{key: device.get(key) for key in ("action", "subsystem", "devpath", "devname")})
+        fields = {key: device.get(key) for key in ("action", "subsystem", "devpath", "devname")}
+        node.events.emit("device", **{key: value and str(value)[:FIELD] for key, value in fields.items()})
 
     def on_power_button() -> None:
         shutdown.request(node, "shutdown", by="power button")

@@ -70,12 +70,8 @@ class Node:
     def add_worker(self, name: str, output: Output | None = None) -> Worker:
         """A worker of the node; see `add_service`."""
         worker = self.workers[name] = Worker(services.worker(name), self.events, self.reaper, output)
-        worker.changed = self._worker_changed
+        worker.changed = lambda _worker: self.on_change()
         return worker
-
-    def _worker_changed(self, worker: Service) -> None:
-        _end_line(worker)
-        self.on_change()
 
     def status(self) -> NodeStatus:
         """The node in one answer."""
@@ -135,7 +131,6 @@ class Node:
 
     def service_changed(self, service: Service) -> None:
         """Let the services that wait for this one go on, and update the node."""
-        _end_line(service)
         if service.state is State.RUNNING:
             from initd.supervise.states import Event  # noqa: PLC0415 kept beside its only use
 
@@ -225,12 +220,6 @@ class Node:
         except OSError as error:
             log.error("node name not written", error=str(error))
         self.events.emit("identity", name=name, address=address)
-
-
-def _end_line(service: Service) -> None:
-    """End what a process that is gone left unfinished: it must not run into the first line of its successor."""
-    if service.process is None or service.state is State.STARTING:
-        service.output.end()
 
 
 def exec_time() -> float:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import structlog
 
 from initd import log as initd_log
-from initd.api.protocol import ApiError, Code, Decoder, Notification, Request, Response, encode
+from initd.api.protocol import ApiError, Code, Decoder, Limits, Notification, Request, Response, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -127,7 +127,11 @@ class Link:
             if error:
                 log.warning("notification not handled", method=message.method, error=str(error))
             return
-        await self._send(encode(Response(message.msgid, error and error.to_wire(), result)))
+        answer = encode(Response(message.msgid, error and error.to_wire(), result))
+        if len(answer) > Limits().message:  # which PID 1 would take for nonsense
+            error = ApiError(Code.RESOURCE_EXHAUSTED, f"{message.method}: the answer has {len(answer)} bytes")
+            answer = encode(Response(message.msgid, error.to_wire(), None))
+        await self._send(answer)
 
     async def _send(self, data: bytes) -> None:
         # Neither another frame nor the cancellation of who sends it may cut a frame: PID 1 could read no further.

@@ -91,6 +91,7 @@ COMMANDS = (
     ),
     Command("config", "the configuration in force, and where it came from", "config", view=views.config),
     Command("config schema", "the configuration's JSON Schema", "config.schema"),
+    Command("schema", "the API's methods, with JSON Schema of their parameters", "schema"),
     Command("boot-times", "the boot's phases as bars, with the critical path", "boot.times", view=views.boot_times),
     Command("last-boot", "why the boot before this one ended", "boot.last", view=views.last_boot),
     Command("reboot", "restart the machine", "reboot", (_FORCE,), views.ending),

@@ -277,6 +277,7 @@ class Service:
     def _after_end(self) -> None:
         if not self.spec.main_only:
             self._kill()  # what it left behind must not meet its successor
+        self.output.end()  # nor must its last words run into its successor's first
         self.ended()
         if self.state in HAS_PROCESS - {State.STOPPING, State.RESTARTING}:
             missing = self.needs()

@@ -178,6 +178,7 @@ ANSWERS: dict[str, Any] = {
     ],
     "config": {"source": "fw_cfg", "text": '[node]\nname = "x"\n', "values": {}, "error": "node.nmae: unknown key"},
     "config.schema": {"type": "object"},
+    "schema": {"version": {"role": "reader", "params": {"type": "array", "maxItems": 0}}},
     "boot.last": {"cause": "panic", "log": "Kernel panic - not syncing: sysrq\n"},
     "boot.times": {
         "exec": 2.0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import initd
 from initd import shutdown
+from initd.api import registry
 from initd.api.protocol import ApiError, Code
 from initd.api.registry import Call, Role, method
 from initd.supervise.states import State
@@ -41,6 +42,12 @@ def version_info(boot_id: str) -> VersionInfo:
 async def version(call: Call) -> VersionInfo:
     """Versions of initd, of the kernel and of the image, and this boot's identifier."""
     return version_info(call.node.boot_id)
+
+
+@method("schema", Role.READER)
+async def schema(_call: Call) -> dict[str, object]:
+    """Every method as plain data: its role, its result's type, and its parameters as JSON Schema."""
+    return registry.schema(registry.METHODS)
 
 
 @method("status", Role.READER)
