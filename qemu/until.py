@@ -18,10 +18,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "service": ("name", "state"),
     "node": ("phase",),
     "network": (),
-    "worker": ("name", "state"),
+    "identity": ("name",),
     "device": ("subsystem", "action", "devname"),
+    "images": (),
+    "resumed": (),
     "shutdown": ("action", "by"),
-    "api": ("method",),
 }
 
 # What a kind must also say for the short form to mean what it seems to: a network event that says "not ready" is not

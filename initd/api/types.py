@@ -22,11 +22,11 @@ class VersionInfo(TypedDict):
 class Event(TypedDict, total=False):
     """One entry of the event log; `seq` counts from 1 and never repeats within a boot. Further keys depend on `kind`:
 
-    phase: name, index, total, status (done, failed, skipped), milliseconds, waited_for, error
-    service: name, state, previous, reason, pid
-    node: phase, ready, reasons
-    network: ready, address, reasons; worker: name, state, reason; device: action, subsystem, devname
-    shutdown: action, by, deadline_seconds; api: method, peer
+    phase: name, index, total, status (done, failed, skipped), milliseconds, waited_for, error;
+    service: name, state, reason, and previous, pid of a new state or healthy of a change of liveness;
+    node: phase, ready, reasons; network: ready, address, reasons; identity: name, address;
+    device: action, subsystem, devpath, devname; images: images (imported); resumed: cause (what PID 1 died of);
+    shutdown: action, by, deadline_seconds
     """
 
     seq: int

@@ -151,7 +151,7 @@ def _happened(value: Mapping[str, Any], style: Style) -> str:
             waited = f", waited for {clean(value['waited_for'])}" if value.get("waited_for") else ""
             error = f": {clean(value['error'])}" if value.get("error") else ""
             return f"{index}/{total} {clean(name)}: {style.state(clean(state))}, {spent:.0f} ms{waited}{error}"
-        case {"kind": "service" | "worker", "name": name, "state": state}:
+        case {"kind": "service", "name": name, "state": state}:
             reason = f" ({clean(value['reason'])})" if value.get("reason") else ""
             return f"{clean(name)}: {style.state(clean(state))}{reason}"
         case {"kind": "node", "phase": phase, "ready": ready, "reasons": reasons}:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import initd
+from initd.api.types import Event
 from qemu.errors import HarnessError
 from qemu.until import FIELDS, condition
 
+SOURCES = Path(initd.__file__).parent.rglob("*.py")
+EMITTED = {kind for path in SOURCES for kind in re.findall(r'\.emit\(\s*"(\w+)"', path.read_text(encoding="utf-8"))}
 READY = {"kind": "node", "phase": "running", "ready": True}
 
 
@@ -45,3 +51,8 @@ def test_a_condition_that_is_none_names_those_that_are(text: str) -> None:
         condition(text)
     assert repr(text) in caught.value.message
     assert all(kind in caught.value.hint for kind in FIELDS)
+
+
+def test_every_kind_is_one_that_the_node_emits_and_documents() -> None:
+    documented = set(re.findall(r"(?:^    |; )(\w+): ", Event.__doc__ or "", re.MULTILINE))
+    assert set(FIELDS) == documented == EMITTED
