@@ -16,7 +16,7 @@ from initd.api.protocol import ApiError
 from initd.client import live, vms
 from qemu.errors import HarnessError
 from qemu.image import Files
-from qemu.machine import Machine
+from qemu.machine import Machine, checked_name
 from qemu.report import Report
 from qemu.until import condition
 
@@ -187,14 +187,15 @@ def _list(_options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    found = [machine for machine in vms.running() if machine["name"] == options.name]
+    name = checked_name(options.name)
+    found = [machine for machine in vms.running() if machine["name"] == name]
     if not found:
         names = ", ".join(machine["name"] for machine in vms.running()) or "none"
-        raise HarnessError(f"no VM named {options.name}; running: {names}")
+        raise HarnessError(f"no VM named {name}; running: {names}")
     process = os.pidfd_open(found[0]["pid"])
     signal.pidfd_send_signal(process, signal.SIGTERM)
     if not select.select([process], [], [], _POWER_OFF + 10)[0]:
-        raise HarnessError(f"VM {options.name} did not end in {_POWER_OFF + 10:g} s")
+        raise HarnessError(f"VM {name} did not end in {_POWER_OFF + 10:g} s")
     return 0
 
 

@@ -58,7 +58,7 @@ class Machine:
         kernel_arguments: str = "",
         qemu_arguments: Sequence[str] = (),
     ) -> None:
-        self.name = name
+        self.name = checked_name(name)
         self.journal = Journal()
         self._image = image
         self._config = config
@@ -356,6 +356,14 @@ class Machine:
                 said = [("QEMU", _tail(self._folder / "qemu.log", _TAIL)), ("the console's end", self.console_tail())]
                 error.detail = "\n".join(f"--- {what} ---\n{text}" for what, text in said if text.strip())
             raise
+
+
+def checked_name(name: str) -> str:
+    """Return name; raise HarnessError if no machine can have it."""
+    try:
+        return vms.checked(name)
+    except ValueError as error:
+        raise HarnessError(str(error)) from None
 
 
 def disks_folder(name: str) -> Path:

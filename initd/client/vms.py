@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TypedDict
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Machine(TypedDict):
@@ -18,6 +21,14 @@ class Machine(TypedDict):
     name: str
     pid: int
     started: float
+
+
+def checked(name: str) -> str:
+    """Return a VM's name, by which folders are made and removed. Raises ValueError for what cannot be one."""
+    if not _NAME.fullmatch(name):
+        expected = "a letter or digit, then at most 63 of letters, digits, dots, dashes and underscores"
+        raise ValueError(f"found VM name {name!r}, expected {expected}")
+    return name
 
 
 def directory() -> Path:
@@ -40,7 +51,8 @@ def running() -> list[Machine]:
 
 
 def resolve(name: str) -> str:
-    """Return the path of a running VM's API socket. Raises LookupError that names those that run."""
+    """Return the path of a running VM's API socket. Raises LookupError that names those that run; see checked()."""
+    checked(name)
     names = [machine["name"] for machine in running()]
     if name not in names:
         raise LookupError(f"no VM named {name}; running: {', '.join(names) or 'none (make boot starts one)'}")

@@ -114,6 +114,7 @@ def test_without_the_role_the_error_says_how_to_get_it(tmp_path: Path, capsys: p
     [
         (["status", "--socket", "/nowhere/api.sock"], 3, "no such socket"),
         (["status", "--vm", "other"], 3, "no VM named other; running: none"),
+        (["status", "--vm", "../vms"], 2, "found VM name '../vms', expected a letter"),
         (["status", "--url", "http://x"], 2, "found 'http://x', expected"),
         (["completion", "tcsh"], 2, "expected bash, zsh, fish"),
     ],
