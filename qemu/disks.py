@@ -57,6 +57,15 @@ def existing(path: Path, what: str) -> Path:
     return path
 
 
+def make_folder(path: Path, *, exist_ok: bool = False) -> None:
+    """Make a folder that is this user's alone, and those above it. Raises HarnessError naming it."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok, mode=0o700)
+    except OSError as error:
+        hint = "set XDG_CACHE_HOME and XDG_RUNTIME_DIR to folders that you may write to"
+        raise HarnessError(f"{path} cannot be made: {error}", hint) from None
+
+
 def check_space(folder: Path) -> None:
     """Raise HarnessError if the file system of folder is nearly full."""
     free = shutil.disk_usage(folder).free

@@ -148,7 +148,7 @@ class Machine:
     def _claim(self) -> None:
         """Take the name, for as long as this process or the machine lives, and make its folders afresh."""
         registry = self._folder.parent
-        registry.mkdir(parents=True, exist_ok=True, mode=0o700)
+        disks.make_folder(registry, exist_ok=True)
         if registry.stat().st_uid != os.getuid():  # /tmp is everybody's, and api.sock gives every right to a node
             raise HarnessError(f"{registry} belongs to another user", "set XDG_RUNTIME_DIR to a folder of your own")
         lock = _lock(registry / f".{self.name}.lock")
@@ -159,7 +159,7 @@ class Machine:
         self._cleanup.callback((registry / f".{self.name}.lock").unlink, missing_ok=True)
         for folder in (self._folder, self._storage):
             shutil.rmtree(folder, ignore_errors=True)  # what a harness that was killed left behind
-            folder.mkdir(parents=True, mode=0o700)
+            disks.make_folder(folder)
             disks.check_space(folder)
             self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         self._cleanup.callback(self._keep_console)

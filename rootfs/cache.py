@@ -25,11 +25,19 @@ KEEP_SECONDS = 3600  # an entry used this recently may still be open in another 
 
 
 def directory() -> Path:
-    """The cache of this user, made when it is missing."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(base) / "initd"
-    path.mkdir(parents=True, exist_ok=True)
+    """The cache of this user, made when it is missing. Raises BuildError if it cannot be."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "initd"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(path, error) from None
     return path
+
+
+def _unusable(cache: Path, error: OSError) -> BuildError:
+    return BuildError(
+        f"the cache {cache} cannot be used: {error}", "set XDG_CACHE_HOME to a folder that you may write to"
+    )
 
 
 def files_below(path: Path) -> list[Path]:
@@ -83,9 +91,13 @@ class Cache:
     def locked(self, name: str) -> Iterator[None]:
         """Hold the lock `name` (a path below the cache); it ends with the process, however that ends."""
         path = self.root / "locks" / name.replace("/", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Read-only, since root may have made it in this user's cache (tests run as root).
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)) as file:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Read-only, since root may have made it in this user's cache (tests run as root).
+            lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _unusable(self.root, error) from None
+        with os.fdopen(lock) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -130,6 +130,14 @@ def test_a_full_disk_is_named_before_anything_starts(tmp_path: Path, monkeypatch
     assert caught.value.hint
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HarnessError, match="cannot be made") as caught:
+        disks.make_folder(tmp_path / "file/vms/x")
+    assert f"{tmp_path}/file/vms/x" in caught.value.message
+    assert "XDG_CACHE_HOME" in caught.value.hint
+
+
 @pytest.fixture
 def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """A host with /dev/kvm; the list is what probes will find, and shrinks with each probe."""

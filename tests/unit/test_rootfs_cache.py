@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rootfs import __main__ as command
 from rootfs.cache import Cache, key, remove, run
 from rootfs.progress import BuildError, Progress, duration
 
@@ -202,3 +203,23 @@ def test_an_error_is_one_line_with_what_to_do(output: io.StringIO) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.4, "12 s"), (60, "1 min 0 s")])
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("sys.argv", ["rootfs", "image"])
+    assert command.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the cache {tmp_path}/file/initd cannot be used: " in line
+    assert "set XDG_CACHE_HOME" in line
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_built(cache: Cache) -> None:
+    cache.root.mkdir()
+    (cache.root / "locks").touch()  # as good as read-only, and for root too
+    with pytest.raises(BuildError, match="cannot be used") as caught:
+        cache.entry("kind", "key", "what", 1, lambda _: pytest.fail("built"))
+    assert str(cache.root) in caught.value.message
