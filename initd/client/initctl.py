@@ -19,6 +19,7 @@ from initd.client.connection import DEFAULT_SOCKET, Client
 from initd.client.output import Style, to_json, to_yaml
 
 FAILED, USAGE, NO_NODE, INTERRUPTED = 1, 2, 3, 130
+_DIGITS = 18  # of a number; the protocol's integers have 64 bits
 _NEXT = {
     Code.PERMISSION_DENIED: "run it as root on the node, or have a role granted in the node's configuration",
     Code.UNIMPLEMENTED: "the node is of another version than this initctl, see `initctl version`",
@@ -148,7 +149,15 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
             parser.add_argument(*argument.options, action="store_true", help=argument.help)
         case _:
             text = f"{argument.help} (default: {argument.default})"
-            parser.add_argument(*argument.options, type=int, default=argument.default, metavar="N", help=text)
+            parser.add_argument(*argument.options, type=_count, default=argument.default, metavar="N", help=text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a whole number, 0 or more, of at most {_DIGITS} digits"
+        )
+    return int(text)
 
 
 def _fail(status: int, message: str) -> int:

@@ -157,6 +157,17 @@ def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture
     assert "usage: initctl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["-5", "1.5", "1_0", "٣", "9" * 19, ""])
+@pytest.mark.parametrize(("words", "option"), [(["logs", "x"], "--tail"), (["events"], "--since")])
+def test_a_number_that_is_none_is_named_with_its_option(
+    words: list[str], option: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*words, option, number])
+    assert caught.value.code == 2
+    assert f"argument {option}: found {number!r}, expected a whole number, 0 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
