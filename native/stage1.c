@@ -30,6 +30,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bare.h"
+
 #define ROOT_IMAGE "/root.erofs"
 #define LOOP_MODULE "/modules/loop.ko" /* needed only then, so not in /modules/load */
 #define NEW_ROOT "/new"
@@ -42,22 +44,6 @@ struct search {
     int matches;
     char others[512]; /* what else was found, for the message */
 };
-
-static long milliseconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-/* Writes to a file that may not be there yet: a message must never be why a boot ends. */
-static void write_line(const char *path, const char *line) {
-    int fd = open(path, O_WRONLY | O_NOCTTY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    ssize_t ignored = write(fd, line, strlen(line));
-    (void)ignored;
-    close(fd);
-}
 
 __attribute__((format(printf, 1, 2))) static void note(const char *format, ...) {
     char line[900] = "<6>initd stage 1: "; /* the kernel refuses records over about 1 KiB */
@@ -102,15 +88,6 @@ static void mount_kernel_file_systems(void) {
         if (mount(table[i].type, table[i].target, table[i].type, table[i].flags, NULL) < 0 && errno != EBUSY)
             die("mount %s: %s", table[i].target, strerror(errno));
     }
-}
-
-static size_t read_text(const char *path, char *text, size_t size) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? 0 : read(fd, text, size - 1);
-    if (fd >= 0)
-        close(fd);
-    text[length > 0 ? length : 0] = 0;
-    return length > 0 ? (size_t)length : 0;
 }
 
 /* The value of the last `key=value` in a text of parts that the separators end, copied to `value`. */

@@ -87,6 +87,7 @@ def _native(cache: Cache, tools: Tools) -> Path:
             ("extension", "--output", "/mnt/out/extension"),
             ("entry", "--output", "/mnt/out/init"),
             ("program", "stage1", "--output", "/mnt/out/stage1"),
+            ("program", "rescue", "--output", "/mnt/out/rescue"),
             ("images", "--output", "/mnt/out/images"),
         ):
             tools.run("python3.13", "/mnt/native/build.py", *arguments, binds=binds, env=env)
@@ -114,8 +115,9 @@ def _assemble(root: Path, parts: _Parts, version: str) -> None:
     tree.place(parts.native / "images", share / "images")
     (share / "containerd.toml").write_text(containerd.render(), encoding="utf-8")
     (share / "version").write_text(f"{initd.__version__}+{version}\n", encoding="utf-8")
-    shutil.copyfile(parts.native / "init", root / "usr/sbin/init")
-    (root / "usr/sbin/init").chmod(0o755)
+    for name, place in (("init", "usr/sbin/init"), ("rescue", "usr/lib/initd/rescue")):
+        shutil.copyfile(parts.native / name, root / place)
+        (root / place).chmod(0o755)
     closed.require(root, parts.tools)
 
 
