@@ -128,6 +128,8 @@ def listen(node: Node) -> None:
     """Listen on the API's socket before the configuration is judged; calls wait in its backlog until the loop runs."""
     from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket  # noqa: PLC0415 before `socket` is paid for
 
+    if os.path.lexists(API_SOCKET):
+        os.unlink(API_SOCKET)  # of a life of PID 1 that failed just then
     listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
     listener.bind(API_SOCKET)
     os.chmod(API_SOCKET, 0o666)  # noqa: S103 who may do what is decided by peer credentials

@@ -7,6 +7,7 @@ Behaviour is that of the man page of the same name.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from enum import Enum, IntEnum, IntFlag
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +17,7 @@ from initd._native import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-EXEC_TIMEOUT = 5_000  # milliseconds; a program on a loaded, emulated machine needs some hundreds
+EXEC_TIMEOUT = 2_000  # milliseconds; a program on a loaded, emulated machine needs some hundreds
 SIGNALFD_RECORD = 128
 MODULE_INIT_COMPRESSED_FILE = 4
 NAMES_SIZE = 16_384
@@ -337,12 +338,14 @@ _PROGRAM: list[object] = []  # the path that C holds a pointer to
 
 
 def survive(program: str, report: int, *, resuming: bool) -> None:
-    """From now on a fault of this process makes it execute `program resume`; its account goes to the file `report`.
+    """From now on a fault of this process makes it execute `program resume`; what happened goes to the file `report`.
 
     After three faults in a minute, or one before `resumed` if `resuming`, what `keep` named last is executed instead.
     """
     _PROGRAM[:] = [ffi.new("char[]", _text("program", program))]
     _checked(lib.initd_survive(_PROGRAM[0], report, resuming), "sigaction")
+    faulthandler.enable(report, all_threads=False)
+    _checked(lib.initd_catch_faults(), "sigaction")
 
 
 def keep(descriptors: Collection[int], rescue: int) -> None:

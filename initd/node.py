@@ -58,7 +58,9 @@ class Node:
         self._ready: tuple[str, bool, list[str]] = ("", False, [])
 
     def add_service(self, spec: ServiceSpec, output: Output | None = None, notify: int = -1) -> Service:
-        """A service of the node, with the descriptors that an earlier life of PID 1 had for it, if any."""
+        """A service of the node, made if it is not there, with the descriptors of an earlier life of PID 1, if any."""
+        if spec.name in self.services:
+            return self.services[spec.name]
         service = self.services[spec.name] = Service(spec, self.events, self.reaper, output, notify)
         service.needs = lambda: next((name for name in spec.needs if not self._runs(name)), None)
         service.changed = self.service_changed
@@ -69,6 +71,8 @@ class Node:
 
     def add_worker(self, name: str, output: Output | None = None) -> Worker:
         """A worker of the node; see `add_service`."""
+        if name in self.workers:
+            return self.workers[name]
         worker = self.workers[name] = Worker(services.worker(name), self.events, self.reaper, output)
         worker.changed = lambda _worker: self.on_change()
         return worker

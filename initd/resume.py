@@ -3,14 +3,14 @@
 A fault (an exception that nothing caught, SIGSEGV and its like) makes it execute its program again, in the same
 process: its children stay its children, and the descriptors that the checkpoint names stay open (native/survive.c). The
 next life makes its services of the checkpoint, runs the phases that every life needs and those that were not run yet,
-and starts its workers anew. A checkpoint is written at each change of a service and soon after any other, whole or not
-at all.
+and starts its workers anew. A checkpoint is written at each change of a service and, once there is a loop, soon after
+any other, whole or not at all: a phase may be run again that was done already, so each bears that.
 """
 
 from __future__ import annotations
 
 import binascii
-import faulthandler
+import errno
 import marshal
 import os
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,6 @@ def guard(node: Node, *, resuming: bool) -> None:
     if report is None:
         report = os.memfd_create("report")
         os.environ["INITD_REPORT"] = str(report)
-    faulthandler.enable(report, all_threads=False)  # before the handlers that call it
     native.survive(PROGRAM, report, resuming=resuming)
     scheduled = False
 
@@ -109,7 +108,9 @@ def save(node: Node, report: int) -> None:
     try:
         data = marshal.dumps(state)
         with open(f"{PATH}.new", "wb", buffering=0) as file:
-            file.write(b"%b %d\n%b" % (HEADER, binascii.crc32(data), data))
+            whole = b"%b %d\n%b" % (HEADER, binascii.crc32(data), data)
+            if file.write(whole) != len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), PATH)  # noqa: TRY301 the last one stays
         os.rename(f"{PATH}.new", PATH)
         os.environ["INITD_PIPES"] = " ".join(map(str, pipes))
         os.environ["INITD_LISTENER"], os.environ["INITD_WATCHDOG"] = str(node.listener), str(watchdog)
@@ -175,12 +176,14 @@ def _restore(service: Service, kept: dict[str, Any]) -> None:
 
 def adopt(node: Node, state: dict[str, Any]) -> None:
     """Find the services' processes again, now that there is a loop; start the workers anew; go on with a shutdown."""
-    for service in node.services.values():
-        _adopt(service, state["services"][service.spec.name]["process"])
-    for worker in node.workers.values():
-        cgroups.kill(worker.spec.cgroup)  # it is ending: its link was the last life's
-        worker.state = State.DOWN
-        worker.start(RESUMED)
+    for name, kept in state["services"].items():
+        _adopt(node.services[name], kept["process"])
+    for name in state["workers"]:
+        worker = node.workers[name]
+        if worker.process is None:  # else a phase of this life has started it
+            _end(worker)  # its link was the last life's
+            worker.state = State.DOWN
+            worker.start(RESUMED)
     if state["shutdown"] is not None:
         from initd import shutdown  # noqa: PLC0415 imports asyncio
 
@@ -194,7 +197,14 @@ def _adopt(service: Service, process: tuple[int, int] | None) -> None:
         except LookupError as error:
             log.warning(f"{service.spec.name}: not found again", pid=process[0], reason=str(error))
     if service.process is None:
-        if cgroups.populated(service.spec.cgroup):
-            cgroups.kill(service.spec.cgroup)  # what was started after the checkpoint must not meet its successor
+        _end(service)  # what was started after the checkpoint must not meet its successor
         if service.state in HAS_PROCESS:
             service.lost(f"ended when {RESUMED}")
+
+
+def _end(service: Service) -> None:
+    try:
+        if cgroups.populated(service.spec.cgroup):
+            cgroups.kill(service.spec.cgroup)
+    except OSError as error:
+        log.error(f"{service.spec.name}: what is left of it cannot be ended", error=str(error))

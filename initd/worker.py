@@ -15,6 +15,7 @@ import gc
 import importlib
 import logging
 import os
+import select
 import socket
 import sys
 import traceback
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 LINK_FD = 3
 QUIET_SECONDS = 20.0
+ANSWER_SECONDS = 1.0
+DESCRIPTORS = 16  # that PID 1 takes
 WORKERS = ("network", "devices", "containers")
 _READ_SIZE = 1 << 16
 
@@ -102,6 +105,9 @@ class Link:
                 )  # too short to be sent in parts
                 with suppress(OSError):  # PID 1 does not read now: the offer is made again
                     socket.send_fds(self._socket, [frame], terms.descriptors)
+                    # Whatever comes from now on is for the next process: nothing is read until PID 1 ends this one, or
+                    # asks it for something.
+                    select.select([self._socket], [], [], ANSWER_SECONDS)
             self._busy = False
 
     def _start(self, message: Request | Notification) -> None:

@@ -74,8 +74,10 @@ int initd_prctl(int option, unsigned long value);
  * named last. The memfd report gets what happened. If that cannot help, rescue (a memfd with a program, or -1) is executed
  * instead. resuming: this life began so; initd_resumed tells that it has come as far as to be trusted.
  * program must live as long as the process. initd_restart does the same for a fault that the caller found.
+ * Between initd_survive and initd_catch_faults, Python's faulthandler is to be enabled.
  */
 int initd_survive(const char *program, int report, int resuming);
+int initd_catch_faults(void);
 int initd_keep(const int *descriptors, size_t count, int rescue);
 void initd_resumed(void);
 void initd_restart(const char *reason);

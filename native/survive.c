@@ -29,6 +29,12 @@ static const struct {
 
 enum { FAULTS = sizeof faults / sizeof faults[0] };
 
+/* A line of text, put together without stdio. */
+struct line {
+    char text[256];
+    size_t length;
+};
+
 static struct {
     long pid; /* 0: initd_survive was not called */
     const char *program;
@@ -37,14 +43,9 @@ static struct {
     int kept[KEPT];
     size_t kept_count;
     unsigned long crashes[CRASHES]; /* when, in seconds since boot, the latest first; 0: never */
-    struct sigaction before[FAULTS];
+    struct sigaction dump[FAULTS]; /* faulthandler's */
+    struct line what;              /* the fault that is being dealt with */
 } self = {.rescue = -1};
-
-/* A line of text, put together without stdio. */
-struct line {
-    char text[256];
-    size_t length;
-};
 
 static void add(struct line *line, const char *text) {
     while (*text && line->length < sizeof line->text - 1)
@@ -93,6 +94,14 @@ static char **environment(void) {
     return variables;
 }
 
+static void unblock_faults(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < FAULTS; i++)
+        sigaddset(&set, faults[i].number);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
 /* Returns only if there is nothing to be executed. */
 void initd_restart(const char *reason) {
     if (!self.pid || syscall(SYS_getpid) != self.pid)
@@ -100,17 +109,7 @@ void initd_restart(const char *reason) {
     put(self.report, reason);
     for (size_t i = 0; i < self.kept_count; i++)
         fcntl(self.kept[i], F_SETFD, 0);
-    /*
-     * Faults must not stay blocked, else the next one would not be caught. One that is pending is dropped here, for PID 1
-     * gets no signal that it does not catch. All others stay blocked and pending: the next life reads them.
-     */
-    sigset_t set;
-    sigemptyset(&set);
-    for (size_t i = 0; i < FAULTS; i++) {
-        signal(faults[i].number, SIG_DFL);
-        sigaddset(&set, faults[i].number);
-    }
-    sigprocmask(SIG_UNBLOCK, &set, NULL);
+    unblock_faults(); /* else the next life's would not be caught; all else stays blocked and pending, for it to read */
     char *const resume[] = {(char *)self.program, "resume", NULL}, *const rescue[] = {"rescue", (char *)reason, NULL};
     int again = may_resume();
     char **variables = environment();
@@ -119,8 +118,15 @@ void initd_restart(const char *reason) {
     syscall(SYS_execveat, self.rescue, "", rescue, variables, AT_EMPTY_PATH);
 }
 
+/* faulthandler has raised the signal again when it had written what it knows, or has failed itself: enough was tried. */
+static void on_second_fault(int number) {
+    initd_restart(self.what.text);
+    signal(number, SIG_DFL); /* nothing could be executed: for PID 1 of a machine, a panic, which reboots it */
+}
+
 static void on_fault(int number, siginfo_t *info, void *context) {
     size_t which = 0;
+    int error = errno;
     while (faults[which].number != number)
         which++;
     struct line line = {0};
@@ -136,6 +142,7 @@ static void on_fault(int number, siginfo_t *info, void *context) {
         int kmsg = open("/dev/kmsg", O_WRONLY | O_NONBLOCK | O_CLOEXEC);
         put(kmsg, line.text);
         close(kmsg);
+        errno = error;
         return;
     }
     add(&line, " at instruction ");
@@ -144,12 +151,12 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     add_number(&line, (unsigned long)info->si_addr, 16);
     add(&line, ", code ");
     add_number(&line, (unsigned)info->si_code, 10);
-    /* faulthandler's, which writes Python's traceback to the report and then raises the signal again; see initd_restart */
-    void (*dump)(int) = self.before[which].sa_handler;
-    if (dump != SIG_DFL && dump != SIG_IGN)
+    self.what = line;
+    unblock_faults();
+    void (*dump)(int) = self.dump[which].sa_handler; /* puts on_second_fault back, writes Python's traceback, raises again */
+    if (dump != on_second_fault)
         dump(number);
-    initd_restart(line.text);
-    signal(number, SIG_DFL); /* nothing could be executed: for PID 1 of a machine, a panic, which reboots it */
+    on_second_fault(number);
 }
 
 int initd_survive(const char *program, int report, int resuming) {
@@ -164,9 +171,17 @@ int initd_survive(const char *program, int report, int resuming) {
     self.pid = syscall(SYS_getpid);
     if (sigaltstack(&(stack_t){.ss_sp = stack, .ss_size = sizeof stack}, NULL) < 0)
         return -1;
+    struct sigaction action = {.sa_handler = on_second_fault, .sa_flags = SA_ONSTACK | SA_NODEFER};
+    for (size_t i = 0; i < FAULTS; i++)
+        if (sigaction(faults[i].number, &action, NULL) < 0)
+            return -1;
+    return 0;
+}
+
+int initd_catch_faults(void) {
     struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     for (size_t i = 0; i < FAULTS; i++)
-        if (sigaction(faults[i].number, &action, &self.before[i]) < 0)
+        if (sigaction(faults[i].number, &action, &self.dump[i]) < 0)
             return -1;
     return 0;
 }

@@ -18,7 +18,7 @@ from initd.api.protocol import ApiError, Code
 from initd.devices import aliases, buttons, uevents
 from initd.devices.disks import disks
 from initd.devices.uevents import Uevent, Uevents, UeventsLostError, readable
-from initd.worker import Rest
+from initd.worker import DESCRIPTORS, Rest
 
 if TYPE_CHECKING:
     from initd.api.types import DiskInfo
@@ -80,9 +80,10 @@ class Devices:
         for task in self._watches:
             task.cancel()
 
-    def rest(self) -> Rest:
-        """Uevents and buttons are heard by PID 1 as well."""
-        return Rest(None, [self._uevents.fileno(), *self._buttons.values()])
+    def rest(self) -> Rest | None:
+        """Uevents and buttons are heard by PID 1 as well, if they are not too many for it."""
+        heard = [self._uevents.fileno(), *self._buttons.values()]
+        return Rest(None, heard) if len(heard) <= DESCRIPTORS else None
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Coldplug, then take uevents as they come, for ever."""

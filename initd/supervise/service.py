@@ -286,7 +286,7 @@ class Service:
                 return
             ready = 0.0 if self._ready_at is None else boottime() - self._ready_at
             self._backoff_delay = self.backoff.failed(ready)
-        self.handle(Event.EXITED_AGAIN if self.backoff.looping else Event.EXITED, self.last_exit or "")
+        self.handle(Event.EXITED_AGAIN if self.backoff.looping else Event.EXITED, self.last_exit or self.status_text)
 
     def _let_go(self, process: Process) -> None:
         if self._loop is not None:

@@ -8,6 +8,7 @@ from _socket import (
     AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
     SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_STREAM,
@@ -38,6 +39,7 @@ TIMEOUT = 30.0
 DEAF_SECONDS = 1.0
 UNSENT_BYTES = 1 << 20
 KINDS = 16  # of notifications kept for a handler to come
+IDLE = "idle, starts when needed"
 KEPT = 16  # descriptors of a resting worker
 WAKE_SECONDS = (1.0, 86400.0)  # the soonest and the latest that a resting worker is started
 
@@ -60,6 +62,7 @@ class Worker(Service):
         self._unsent = bytearray()
         self._sent = 0
         self._handed: list[int] = []
+        self._too_many = False
         self._kept: list[int] = []
         self._wake_after: float | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -117,6 +120,8 @@ class Worker(Service):
         self._close()
         if self.state is not State.STOPPING or self._loop is None:
             return
+        if self.status_text == IDLE:
+            self.last_exit = None  # it was asked to, at its own wish
         for fd in self._kept:
             try:
                 self._loop.add_reader(fd, self._wake, "the kernel has news")
@@ -269,7 +274,7 @@ class Worker(Service):
         if self._socket is None:
             return None
         try:
-            data, ancillary, _flags, _sender = self._socket.recvmsg(CHUNK, CMSG_SPACE(4 * KEPT), MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _sender = self._socket.recvmsg(CHUNK, CMSG_SPACE(4 * KEPT), MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except OSError:
@@ -277,8 +282,8 @@ class Worker(Service):
         for level, kind, rights in ancillary:
             if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
                 self._handed += memoryview(rights)[: len(rights) // 4 * 4].cast("i")
-        if len(self._handed) > KEPT:
-            self._handed = _closed(self._handed)
+        if flags & MSG_CTRUNC or len(self._handed) > KEPT:
+            self._handed, self._too_many = _closed(self._handed), True
         return data
 
     def _is_idle(self, params: list[Any]) -> None:
@@ -286,12 +291,13 @@ class Worker(Service):
         handed, self._handed = self._handed, []
         soonest, latest = WAKE_SECONDS
         settled = self._ready_at is not None and boottime() - self._ready_at >= soonest  # else it could spin
+        taken, self._too_many = settled and not self._calls and not self._too_many, False
         match params:
-            case [received, None | float() as wake_after] if settled and (received, self._calls) == (self._sent, {}):
+            case [received, None | float() as wake_after] if taken and received == self._sent:
                 _closed(self._kept)
                 self._kept = handed
                 self._wake_after = None if wake_after is None else min(max(soonest, wake_after), latest)
-                self.status_text = "idle, starts when needed"
+                self.status_text = IDLE
                 self.stop("idle")
             case _:
                 _closed(handed)

@@ -5,7 +5,6 @@ which life stands in the variable LIVES. What it prints is what they look at.
 from __future__ import annotations
 
 import ctypes
-import faulthandler
 import os
 import signal
 import sys
@@ -30,6 +29,22 @@ def crash() -> None:
     ctypes.string_at(0)
 
 
+def crash_twice() -> None:
+    """A fault whose traceback is one too: the name of this function's file lies nowhere."""
+    code = crash_twice.__code__
+    words = (ctypes.c_size_t * 40).from_address(id(code))
+    words[[*words].index(id(code.co_filename))] = 8
+    crash()
+
+
+def others() -> None:
+    """Faults that are none of this process."""
+    print("fork:", os.waitstatus_to_exitcode(os.waitpid(child(crash), 0)[1]), flush=True)
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
+        os.waitpid(child(lambda number=number: os.kill(1, number)), 0)
+    print("survived", flush=True)
+
+
 def main() -> None:
     program, resuming = sys.argv[1], sys.argv[2:] == ["resume"]
     assert os.getpid() == 1
@@ -41,7 +56,6 @@ def main() -> None:
         print(os.pread(report, 1 << 16, 0).decode().replace("\n", " | "), flush=True)
         os.ftruncate(report, 0)
         os.lseek(report, 0, os.SEEK_SET)
-    faulthandler.enable(report)
     native.survive(program, report, resuming=resuming)
     rescue = os.memfd_create("rescue", 0)
     os.write(rescue, RESCUE)
@@ -54,6 +68,9 @@ def main() -> None:
             crash()
         case "crash-early":
             crash()
+        case "crash-twice":
+            native.resumed()
+            crash_twice()
         case "abort":
             native.resumed()
             os.abort()
@@ -76,10 +93,7 @@ def main() -> None:
             os.kill(int(os.environ["CHILD"]), signal.SIGKILL)
             print("child:", os.waitstatus_to_exitcode(os.waitpid(int(os.environ["CHILD"]), 0)[1]), flush=True)
         case "others":
-            print("fork:", os.waitstatus_to_exitcode(os.waitpid(child(crash), 0)[1]), flush=True)
-            for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
-                os.waitpid(child(lambda number=number: os.kill(1, number)), 0)
-            print("survived", flush=True)
+            others()
     print("end", flush=True)
 
 

@@ -158,17 +158,23 @@ class Worker:
                 raise AssertionError(f"the state stayed {self.state}") from None
         return self.state
 
-    def rested(self) -> tuple[float | None, int]:
-        """Wait until the worker offers to end, and end it: in how many seconds it wants to be back, what wakes it."""
+    def rested(self, meanwhile: Callable[[], object] = lambda: None) -> tuple[float | None, int]:
+        """Wait until the worker offers to end, and end it after what happens meanwhile. Returns in how many seconds it
+        wants to be back, and what wakes it.
+        """
+        self.call("state")  # an offer from before that is none any more
         end = time.monotonic() + DEADLINE
         while True:
             message = self._receive(end)
             if isinstance(message, Notification) and message.method == "idle":
                 received, wake_after = message.params
                 assert received == self._calls
-                (descriptor,) = self._descriptors
-                self._descriptors.clear()
-                assert self.close() == 0
+                descriptor = self._descriptors.pop()
+                while self._descriptors:  # of offers before
+                    os.close(self._descriptors.pop())
+                meanwhile()
+                self._process.terminate()  # as PID 1 does
+                assert self.close() == -signal.SIGTERM
                 assert wake_after is None or isinstance(wake_after, float)
                 return wake_after, descriptor
 

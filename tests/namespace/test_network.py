@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 from typing import TYPE_CHECKING, Any
@@ -104,9 +105,12 @@ def test_a_worker_that_rests_comes_back_without_a_question_and_asks_after_news(l
     lan.node.ip("link", "set", "eth0", "down")
     lan.node.ip("link", "set", "eth0", "up")
     assert select.select([kept], [], [], DEADLINE)[0]
-    third = lan.worker(kept=kept)
+    third = lan.worker(quiet=0.2, kept=kept)
     third.configure(DHCP, lease=lease)
     assert third.wait(lambda state: ready(state) and state["lease"]["obtained"] > lease["obtained"])
+    _, kept = third.rested(meanwhile=lambda: lan.node.ip("link", "set", "eth0", "down"))
+    assert select.select([kept], [], [], DEADLINE)[0], "what comes after the offer is for the next process"
+    os.close(kept)
 
 
 def test_server_that_comes_late_is_found(lan: Lan) -> None:

@@ -41,6 +41,12 @@ def test_a_fault_begins_another_life_that_is_told_why(tmp_path: Path) -> None:
     assert "address 0x0, code 1" in report, "where C was"
 
 
+def test_a_fault_while_a_fault_is_reported_begins_another_life_too(tmp_path: Path) -> None:
+    *_, report, end = lives(tmp_path, "crash-twice", "nothing")
+    assert "SIGSEGV at instruction 0x" in report
+    assert end == "end"
+
+
 def test_children_descriptors_and_pending_signals_live_on(tmp_path: Path) -> None:
     *_, kept, lost, pending, child, end = lives(tmp_path, "with-a-child", "look")
     assert kept == "still here"

@@ -186,6 +186,7 @@ def test_an_unknown_worker_is_refused_by_name(capsys: pytest.CaptureFixture[str]
 
 def test_a_quiet_worker_offers_to_end_and_one_with_a_call_under_way_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "ANSWER_SECONDS", 0.0)
     reading, writing = os.pipe()
     terms: list[worker.Rest | None] = [None, worker.Rest(12.5, [reading])]
     asked = 0

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from initd import cgroups, native, resume, services
+from initd import boot, cgroups, native, phases, resume, services
 from initd.config.sources import Found
 from initd.node import Node
 from initd.supervise import process
@@ -19,6 +20,8 @@ from tests.unit.core_support import World, states
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from initd.phases import Phase
 
 RUNTIME = services.CONTAINERD._replace(notify=False)
 
@@ -119,6 +122,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         return (folder / "checkpoint").read_bytes()
 
 
+@settings(deadline=None)  # the disk's time, not the code's
 @given(st.data())
 def test_one_that_is_damaged_is_refused(whole: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -151,3 +155,71 @@ def test_a_process_is_known_by_when_it_began(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(LookupError, match=reason):
             process.find(pid, "runtime", started)
     assert process.start_time(2**22 + 1) == 0
+
+
+class Fault(BaseException):
+    """What ends a life."""
+
+
+def early(node: Node, until: str, *, after: bool) -> None:
+    """Run the phases that need no loop; PID 1 fails before the one named `until`, or `after` it, unnoted."""
+
+    def fail(phase: Phase) -> Any:
+        def run(node: Node) -> Any:
+            if after:
+                phase.run(node)
+            raise Fault
+
+        return run
+
+    harmless = {"mounts", "cgroups", "modules", "source", "var", "sysctl", "filesystems"}
+    made = [phase._replace(run=lambda _node: None) if phase.name in harmless else phase for phase in boot.PHASES]
+    faulty = [phase._replace(run=fail(phase)) if phase.name == until else phase for phase in made]
+    sequence = phases.Sequence(node, tuple(faulty))
+    sequence.early()
+    for rest in sequence._pending.values():
+        if rest is not None:
+            rest.close()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("until", [phase.name for phase in boot.PHASES[6:15]])
+def test_a_fault_between_any_two_phases_starts_nothing_twice(
+    path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, until: str, after: bool
+) -> None:
+    link = '[[network.interfaces]]\nname = "eth0"\naddresses = ["192.0.2.10/24"]\n'
+    text = f'[node]\nname = "n"\naddress = "192.0.2.10"\n{link}'
+    monkeypatch.setattr(services, "SERVICES", (RUNTIME, services.KUBELET._replace(notify=False)))
+    for name in ("CONTAINERD", "KUBELET"):
+        monkeypatch.setattr(services, name, getattr(services, name)._replace(notify=False))
+    monkeypatch.setattr(boot, "API_SOCKET", str(tmp_path / "api.sock"))
+    monkeypatch.setattr(boot, "_write", lambda _path, _data: None)
+    monkeypatch.setattr(boot, "_load", lambda _names: None)
+    monkeypatch.setattr(native, "sethostname", lambda _name: None)
+    world, node = lived(monkeypatch)
+    kernel = world.kernel
+    node.found, node.name, node.boot_phases = Found("QEMU fw_cfg", text), None, []
+    report = os.memfd_create("report")
+    node.on_change = lambda: resume.save(node, report)
+    with contextlib.suppress(Fault):
+        early(node, until, after=after)
+    assert os.path.exists(path)
+
+    again = Node()
+    again.reaper, again.failures = world.reaper, ["SIGSEGV"]
+    again.on_change = lambda: resume.save(again, report)
+    state = resume.restore(again)
+    early(again, "nothing", after=False)
+    monkeypatch.setattr(resume, "find", lambda pid, *_: Process(pid, os.open("/dev/null", os.O_RDONLY)))
+    resume.adopt(again, state)
+    running = sorted(spec.argv[0] if spec.argv else "worker" for spec in kernel.alive.values())
+    assert [name for name in running if name != "worker"] == ["/usr/bin/containerd", "/usr/bin/kubelet"]
+    assert {name: worker.state for name, worker in again.workers.items()} == dict.fromkeys(
+        services.WORKERS, State.STARTING
+    )
+    assert set(again.services) == {"containerd", "kubelet"}
+    assert again.faults == {}
+    assert again.listener is not None
+    os.close(again.listener)
+    for worker in (*node.workers.values(), *again.workers.values()):
+        worker.ended()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import aclosing
+from functools import cache
 from typing import TYPE_CHECKING
 
 import initd
@@ -22,19 +23,24 @@ if TYPE_CHECKING:
 IMAGE_VERSION = "/usr/share/initd/version"
 
 
-def version_info(boot_id: str) -> VersionInfo:
-    """Who answers; also what the serial line's hello is answered with."""
+@cache
+def _image_version() -> str | None:
+    """Read once, when the API begins: later the root's device may not answer."""
     try:
         with open(IMAGE_VERSION, encoding="utf-8") as file:
-            image: str | None = file.read().strip()
+            return file.read().strip()
     except OSError:
-        image = None  # a root of someone else's making has none
+        return None  # a root of someone else's making has none
+
+
+def version_info(boot_id: str) -> VersionInfo:
+    """Who answers; also what the serial line's hello is answered with."""
     return {
         "version": initd.__version__,
         "kernel": os.uname().release,
         "python": sys.version.partition(" ")[0],
         "boot_id": boot_id,
-        "image": image,
+        "image": _image_version(),
     }
 
 
