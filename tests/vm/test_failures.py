@@ -1,7 +1,8 @@
-"""Boots that cannot go as they should: each ends with a node that runs and says why."""
+"""Boots that cannot go as they should: each says why, and ends with a node that runs unless there is no root to run."""
 
 from __future__ import annotations
 
+import subprocess
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,13 @@ import pytest
 from initd.supervise.backoff import FIRST, LOOP
 from qemu.image import Files
 from qemu.net import Network
+from rootfs.image import MEBIBYTE
 from tests.vm import manifests
 from tests.vm.conftest import service, until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qemu.image import Bootable
     from qemu.machine import Machine
     from qemu.plugin import MachineFactory
@@ -96,6 +100,23 @@ def test_machine_without_disk_says_what_is_missing_and_restarts(
     machine.start()
     until("stage 1 says so", lambda: "initd-root-a" in after(machine, "initd stage 1: "), 60.0)
     until("a restart", lambda: "Linux version" in after(machine, "initd stage 1: reboot in"), 60.0)
+
+
+def test_root_partition_that_holds_garbage_is_named_and_the_machine_restarts(
+    machine_factory: MachineFactory, image: Bootable, tmp_path: Path
+) -> None:
+    assert image.disk is not None
+    disk = tmp_path / "disk.img"
+    subprocess.run(["cp", "--reflink=auto", image.disk, disk], check=True)
+    with disk.open("r+b") as file:
+        file.seek(MEBIBYTE)  # where the partition begins; its name, before that, stays
+        file.write(b"\xa5" * MEBIBYTE)
+    machine = machine_factory(image=Files(image.kernel, image.initramfs, disk), kernel_arguments="loglevel=6")
+    machine.start()
+    reason = "mount /dev/vda1 as erofs or squashfs: Invalid argument\n"
+    until("stage 1 says so", lambda: after(machine, "\ninitd stage 1: ").startswith(reason), 60.0)
+    until("a restart", lambda: "Linux version" in after(machine, "initd stage 1: reboot in"), 60.0)
+    assert machine.boots == 0, "nothing answered as PID 1"
 
 
 def after(machine: Machine, text: str) -> str:
