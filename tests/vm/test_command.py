@@ -68,9 +68,9 @@ def test_a_node_that_is_watched_until_ctrl_c(tmp_path: Path) -> None:
         until("the live view", lambda: said("kubelet: restarting"), 30.0)
         os.killpg(boot.pid, signal.SIGINT)
         code = boot.wait(OFF_SECONDS)
-    assert output.read_text().endswith(
-        f"\npowering VM {NAME} off; Ctrl-C again pulls the plug\nVM {NAME} is off\n"
-    ), output.read_text()
+    assert output.read_text().endswith(f"\npowering VM {NAME} off; Ctrl-C again pulls the plug\nVM {NAME} is off\n"), (
+        output.read_text()
+    )
     assert code == 0
     assert not (vms.directory() / NAME).exists()
 
