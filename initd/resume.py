@@ -114,6 +114,8 @@ def save(node: Node, report: int) -> None:
         os.rename(f"{PATH}.new", PATH)
         os.environ["INITD_PIPES"] = " ".join(map(str, pipes))
         os.environ["INITD_LISTENER"], os.environ["INITD_WATCHDOG"] = str(node.listener), str(watchdog)
+        if node.config is not None:
+            os.environ["INITD_RESCUE_SECONDS"] = str(node.config.node.rescue_seconds)
         native.keep(descriptors, -1 if node.rescue is None else node.rescue)
     except (OSError, ValueError) as error:
         log.warning("no checkpoint written", error=str(error))

@@ -55,6 +55,7 @@ class NodeConfig(Table, frozen=True):
     name: Annotated[Name | None, doc("Node and host name. Default: the lease's, else made of the machine id.")] = None
     address: Annotated[NodeAddress | None, doc("IP address. Default: the first that a link gets.", "192.0.2.10")] = None
     shutdown_seconds: Annotated[int, Meta(ge=10, le=3600, description="A shutdown or reboot may take at most.")] = 30
+    rescue_seconds: Annotated[int, Meta(ge=0, le=86400, description="Until rescue reboots; 0: never.")] = 300
 
 
 class RouteConfig(Table, frozen=True):
