@@ -15,7 +15,7 @@ from initd.api.server import Connection, Server
 from initd.api.session import Api
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
 DEADLINE = 10.0
@@ -187,6 +187,16 @@ async def running(folder: Path, identify: Callable[[socket.socket], Peer] | None
             with contextlib.suppress(OSError):  # the server was first
                 await peer.writer.wait_closed()
         await until(lambda: not server._connections)
+
+
+def serve(folder: Path, test: Callable[[Running], Awaitable[None]], role: Role = Role.READER) -> None:
+    """Run a test beside a server whose clients all have that role."""
+
+    async def run() -> None:
+        async with running(folder, as_role(role)) as node:
+            await test(node)
+
+    asyncio.run(run())
 
 
 async def until(condition: Callable[[], object]) -> None:
