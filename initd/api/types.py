@@ -44,8 +44,8 @@ class ShutdownInfo(TypedDict):
 
 
 class NodeStatus(TypedDict):
-    """The node in one answer: `phase` is booting, running, maintenance, stopping or rescue; `failures` is what PID 1 died
-    of in this boot, and was resumed after.
+    """The node in one answer: `phase` is booting, running, maintenance, stopping or rescue; `failures` is what PID 1
+    died of in this boot, and was resumed after.
     """
 
     name: str | None
