@@ -179,5 +179,7 @@ def test_running_vms_are_found_by_name(tmp_path: Path, monkeypatch: pytest.Monke
     make_vm(tmp_path, "huge", '{"name": "huge", "pid": 1e999, "started": 0}')
     assert [machine["name"] for machine in vms.running()] == ["default"]
     assert vms.resolve("default") == str(tmp_path / "initd/vms/default/api.sock")
-    with pytest.raises(LookupError, match=r"no VM named \.\./x; running: default"):
-        vms.resolve("../x")
+    with pytest.raises(LookupError, match="no VM named half; running: default"):
+        vms.resolve("half")
+    with pytest.raises(ValueError, match=r"found VM name '\.\./default', expected"):
+        vms.resolve("../default")
