@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from initd.config.errors import MismatchError
 
 _LABEL: Final = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-_SUBDOMAIN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-_LINK: Final = re.compile(r"[!-~]{1,15}")  # the kernel's IFNAMSIZ is 16 with the final NUL
+_SUBDOMAIN: Final = rf"{_LABEL}(?:\.{_LABEL})*"
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,11})(%|Ki|Mi|Gi)?")
 _UNITS: Final = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _SMALLEST: Final = 64 << 20
@@ -46,75 +44,61 @@ def unknown_key(name: str, known: Collection[str]) -> MismatchError:
     return MismatchError(expected, "an unknown key")
 
 
-def _matches(pattern: re.Pattern[str], value: str, expected: str, limit: int) -> None:
-    if len(value) > limit or not pattern.fullmatch(value):
-        raise MismatchError(expected, describe(value))
+def _like(pattern: str, expected: str, limit: int) -> Callable[[Any], None]:
+    """Make the check of a text of at most `limit` characters that matches a pattern as a whole."""
+    compiled = re.compile(pattern)
+
+    def check(value: Any) -> None:
+        if not isinstance(value, str) or len(value) > limit or not compiled.fullmatch(value):
+            raise MismatchError(expected, describe(value))
+
+    return check
 
 
-def subdomain(value: Any) -> None:
-    """RFC 1123 subdomain, as Kubernetes wants object names."""
-    _matches(_SUBDOMAIN, value, "lower-case letters, digits, '-' and '.' (an RFC 1123 subdomain)", 253)
+def _ip(expected: str, kind: str = "ip_address", *refused: str) -> Callable[[str], None]:
+    """Make the check of a text that the function `kind` of ipaddress takes and that has none of these properties.
+
+    Only a plain address has no prefix length; zones (fe80::1%eth0) are not for files.
+    """
+
+    def check(value: str) -> None:
+        import ipaddress  # noqa: PLC0415 -- PID 1 pays for it only where an address is configured
+
+        try:
+            ip = getattr(ipaddress, kind)(value)
+        except ValueError:
+            ip = None  # said below, in our words
+        written = "%" not in value and ("/" in value) == (kind != "ip_address")
+        if ip is None or not written or any(getattr(ip, name) for name in refused):
+            raise MismatchError(expected, describe(value))
+
+    return check
 
 
-def node_name(value: str) -> None:
-    """A subdomain that sethostname(2) and a Kubernetes label value (63 characters) take as well."""
-    _matches(_SUBDOMAIN, value, "lower-case letters, digits, '-' and '.', at most 63 characters", 63)
-
-
-def link_name(value: str) -> None:
-    if not _LINK.fullmatch(value) or "/" in value or ":" in value or value in {".", ".."}:
-        raise MismatchError("a link name such as eth0, at most 15 characters", describe(value))
-
-
-def mac(value: str) -> None:
-    _matches(_MAC, value, "a lower-case MAC address such as 52:54:00:12:34:56", 17)
-
-
-def address(value: str) -> None:
-    """An IPv4 or IPv6 address without prefix or zone."""
-    _ip(value, "an IPv4 or IPv6 address")
-
-
-def node_address(value: str) -> None:
-    """An address that the kubelet takes as --node-ip: it refuses the classes tested here."""
-    expected = "an IPv4 or IPv6 address that other hosts can reach"
-    ip = _ip(value, expected)
-    if ip.is_loopback or ip.is_multicast or ip.is_link_local or ip.is_unspecified:
-        raise MismatchError(expected, describe(value))
-
-
-def interface_address(value: str) -> None:
-    """An address with its prefix length; host bits may be set."""
-    _ip(value, "an address with its prefix length, such as 192.0.2.10/24", "ip_interface")
-
-
-def destination(value: str) -> None:
-    """A network with no host bits set; 0.0.0.0/0 and ::/0 are the default routes."""
-    _ip(value, "a network such as 198.51.100.0/24, with no host bits set", "ip_network")
+subdomain = _like(_SUBDOMAIN, "an RFC 1123 subdomain", 253)  # as Kubernetes wants object names
+# What sethostname(2) and a Kubernetes label value take as well.
+node_name = _like(_SUBDOMAIN, "lower-case letters, digits, '-' and '.', at most 63 characters", 63)
+# The kernel's IFNAMSIZ is 16 with the final NUL, and a link is a folder in /sys.
+link_name = _like(r"(?!\.{1,2}\Z)[!-.0-9;-~]+", "a link name such as eth0, at most 15 characters", 15)
+mac = _like(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", "a lower-case MAC address such as 52:54:00:12:34:56", 17)
+address = _ip("an IPv4 or IPv6 address")
+# The kubelet refuses these classes as --node-ip.
+node_address = _ip(
+    "an IPv4 or IPv6 address that other hosts can reach", "ip_address",
+    "is_loopback", "is_multicast", "is_link_local", "is_unspecified",
+)  # fmt: skip
+interface_address = _ip("an address with its prefix length, such as 192.0.2.10/24", "ip_interface")
+destination = _ip("a network such as 198.51.100.0/24, with no host bits set", "ip_network")
+_host_address = _ip("an address or a host name")
+_host_name = _like(_SUBDOMAIN, "an address or a host name", 253)
 
 
 def host(value: str) -> None:
-    """A host by address or by name."""
-    expected = "an address or a host name"
-    if ":" in value or re.fullmatch(r"[0-9.]+", value):  # 300.1.1.1 is a wrong address, not a name
-        _ip(value, expected)
+    """A host by address or by name; 300.1.1.1 is a wrong address, not a name."""
+    if ":" in value or re.fullmatch(r"[0-9.]+", value):
+        _host_address(value)
     else:
-        _matches(_SUBDOMAIN, value.lower(), expected, 253)
-
-
-def _ip(value: str, expected: str, kind: str = "ip_address") -> Any:
-    """What the function `kind` of ipaddress makes of the value; zones (fe80::1%eth0) are not for files.
-
-    Only a plain address has no prefix length.
-    """
-    import ipaddress  # noqa: PLC0415 -- PID 1 pays for it only where an address is configured
-
-    if "%" not in value and ("/" in value) == (kind != "ip_address"):
-        try:
-            return getattr(ipaddress, kind)(value)
-        except ValueError:
-            pass  # said below, in our words
-    raise MismatchError(expected, describe(value))
+        _host_name(value.lower())
 
 
 def size(value: str) -> None:
@@ -156,23 +140,6 @@ def plain(value: object, at: str = "") -> None:
             raise MismatchError("a string, number, boolean, array or table", f"a date or time ({value})", at)
 
 
-def pod(value: dict[str, Any]) -> None:
-    """A manifest that is plainly a Pod; everything below spec is the kubelet's to judge."""
-    plain(value)
-    for key, expected in (("apiVersion", "v1"), ("kind", "Pod")):
-        if value.get(key) != expected:
-            raise MismatchError(repr(expected), _found(value, key), f".{key}")
-    metadata = {"namespace": "default", **_table(value, "metadata")}
-    for key in ("name", "namespace"):
-        try:
-            subdomain(metadata.get(key))
-        except (MismatchError, TypeError):
-            raise MismatchError("an RFC 1123 subdomain", _found(metadata, key), f".metadata.{key}") from None
-    spec = _table(value, "spec")
-    if not spec.get("containers") or not isinstance(spec["containers"], list):
-        raise MismatchError("an array of containers", _found(spec, "containers"), ".spec.containers")
-
-
 def file_names(value: dict[str, str]) -> None:
     """Names that become file names in the kubelet's folder of static pods, which is flat."""
     for name in value:
@@ -180,31 +147,3 @@ def file_names(value: dict[str, str]) -> None:
             subdomain(name)
         except MismatchError:
             raise MismatchError("an RFC 1123 subdomain as name", describe(name)) from None
-
-
-def _table(value: dict[str, Any], key: str) -> dict[str, Any]:
-    table = value.get(key)
-    if not isinstance(table, dict):
-        raise MismatchError("a table", _found(value, key), f".{key}")
-    return table
-
-
-def _found(table: dict[str, Any], key: str) -> str:
-    return describe(table[key]) if key in table else "nothing"
-
-
-def pods(value: list[dict[str, Any]]) -> None:
-    """No two manifests for one namespace and name: the kubelet would run one of them and flap between both."""
-    seen: dict[tuple[str, str], int] = {}
-    for index, manifest in enumerate(value):
-        try:
-            pod(manifest)
-        except MismatchError as error:
-            error.at = f"[{index}]{error.at}"
-            raise
-        metadata = manifest["metadata"]
-        identity = (metadata.get("namespace", "default"), metadata["name"])
-        first = seen.setdefault(identity, index)
-        if first != index:
-            found = f"{metadata['name']!r}, which static_pods[{first}] has already"
-            raise MismatchError("a name of its own", found, f"[{index}].metadata.name")

@@ -1,8 +1,7 @@
 """The configuration's types: one struct a TOML table, each field documented, so that the reference is made from them.
 
-A field's Meta.extra["check"] is called with values that have the right type (see checks.py); "x-initd-secret" in its
-extra_json_schema marks what must not stand on the kernel command line. No annotation is a string here: msgspec would
-have to evaluate them, and walk.py reads them as they are.
+A field's Meta.extra["check"] is called with values that have the right type (see checks.py). No annotation is a string
+here: msgspec would have to evaluate them, and walk.py reads them as they are.
 """
 
 import tomllib
@@ -14,7 +13,7 @@ from msgspec import Meta, Struct
 
 from initd.config import checks, kubelet, walk
 from initd.config.errors import ConfigError, MismatchError
-from initd.config.sources import COMMAND_LINE, MAX_SIZE
+from initd.config.sources import MAX_SIZE
 
 
 def _checked(check: Callable[[Any], None], kind: str | None = None) -> Meta:
@@ -35,7 +34,6 @@ Address = Annotated[str, _checked(checks.address, "ip")]
 InterfaceAddress = Annotated[str, _checked(checks.interface_address, "cidr")]
 Destination = Annotated[str, _checked(checks.destination, "cidr")]
 Host = Annotated[str, _checked(checks.host, "hostname")]
-Pods = Annotated[list[dict[str, Any]], _checked(checks.pods)]
 Manifests = Annotated[dict[str, str], _checked(checks.file_names)]
 KubeletFields = Annotated[dict[str, Any], _checked(kubelet.check_extra)]
 Size = Annotated[str, _checked(checks.size)]
@@ -45,8 +43,51 @@ Timeout = Annotated[int, Meta(ge=0, le=600)]
 Id = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
 
 
-class Table(Struct, frozen=True, forbid_unknown_fields=True):
+class _Checked(Struct, frozen=True):
+    def __post_init__(self) -> None:
+        walk.check(self)
+
+
+class Table(_Checked, frozen=True, forbid_unknown_fields=True):
     """What all tables are."""
+
+
+class _Metadata(_Checked, frozen=True):
+    name: Annotated[str, _checked(checks.subdomain)]
+    namespace: Annotated[str, _checked(checks.subdomain)] = "default"
+
+
+class _Spec(Struct):
+    containers: Annotated[list[Any], Meta(min_length=1)]
+
+
+class _Pod(Struct):
+    """A manifest that is plainly a Pod; everything below spec is the kubelet's to judge."""
+
+    apiVersion: Literal["v1"]  # noqa: N815 -- Kubernetes's names
+    kind: Literal["Pod"]
+    metadata: _Metadata
+    spec: _Spec
+
+
+def _pods(value: list[dict[str, Any]]) -> None:
+    """Pods, no two of one namespace and name: the kubelet would run one of them and flap between both."""
+    seen: dict[tuple[str, str], int] = {}
+    for index, manifest in enumerate(value):
+        try:
+            checks.plain(manifest)
+            metadata = msgspec.convert(manifest, _Pod).metadata
+        except (MismatchError, msgspec.ValidationError) as error:
+            mismatch = walk.explain(error, _Pod, manifest)
+            mismatch.at = f"[{index}]{mismatch.at}"
+            raise mismatch from None
+        first = seen.setdefault((metadata.namespace, metadata.name), index)
+        if first != index:
+            found = f"{metadata.name!r}, which static_pods[{first}] has already"
+            raise MismatchError("a name of its own", found, f"[{index}].metadata.name")
+
+
+Pods = Annotated[list[dict[str, Any]], _checked(_pods)]
 
 
 class NodeConfig(Table, frozen=True):
@@ -66,6 +107,7 @@ class RouteConfig(Table, frozen=True):
     metric: Annotated[Metric | None, doc("Lower wins. Default: the kernel's.")] = None
 
     def __post_init__(self) -> None:
+        walk.check(self)
         if self.via is not None and (":" in self.via) != (":" in self.to):
             raise MismatchError(f"a gateway of the same family as {self.to}", checks.describe(self.via), ".via")
 
@@ -82,6 +124,7 @@ class InterfaceConfig(Table, frozen=True):
     routes: Annotated[tuple[RouteConfig, ...], doc("Static routes.")] = ()
 
     def __post_init__(self) -> None:
+        walk.check(self)
         if (self.name is None) == (self.mac is None):
             raise MismatchError("exactly one of name and mac", "neither" if self.name is None else "both")
 
@@ -95,6 +138,7 @@ class NetworkConfig(Table, frozen=True):
     timeout: Annotated[Timeout, doc("Seconds that the boot waits for an address before it goes on without one.")] = 30
 
     def __post_init__(self) -> None:
+        walk.check(self)
         seen: set[str] = set()
         for index, interface in enumerate(self.interfaces):
             key = interface.name or interface.mac or ""
@@ -143,6 +187,7 @@ class RoleConfig(Table, frozen=True):
     gid: Annotated[Id | None, doc("Group id; either this or uid.", 1000)] = None
 
     def __post_init__(self) -> None:
+        walk.check(self)
         if (self.uid is None) == (self.gid is None):
             raise MismatchError("exactly one of uid and gid", "neither" if self.uid is None else "both")
 
@@ -193,7 +238,16 @@ def parse(text: str, source: str) -> Config:
         raise ConfigError(source, "not valid TOML: nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, or int()'s own limit on digits
         raise ConfigError(source, f"not valid TOML: {error}") from None
-    return walk.convert(table, Config, source, secrets=source != COMMAND_LINE)
+    return convert(table, source)
+
+
+def convert(table: dict[str, Any], source: str) -> Config:
+    """Make the configuration of a parsed TOML table; raises ConfigError."""
+    try:
+        return msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        mismatch = walk.explain(error, Config, table)
+        raise ConfigError(source, str(mismatch), mismatch.at.lstrip(".")) from None
 
 
 def json_schema() -> dict[str, Any]:

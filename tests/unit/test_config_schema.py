@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Meta, Struct, to_builtins
+from msgspec import to_builtins
 
 from initd import mounts
-from initd.config import checks, sources, walk
+from initd.config import checks, sources
 from initd.config.errors import ConfigError, MismatchError
-from initd.config.schema import Config, json_schema, parse
+from initd.config.schema import Config, convert, json_schema, parse
 
 POD = """
 [[kubelet.static_pods]]
@@ -160,22 +160,22 @@ def test_the_default_of_var_is_what_is_mounted_without_a_table() -> None:
             ),
         ),
         (POD.replace('"Pod"', '"Job"'), "kubelet.static_pods[0].kind: found 'Job', expected 'Pod'"),
-        (POD.replace('kind = "Pod"', ""), "kubelet.static_pods[0].kind: found nothing, expected 'Pod'"),
+        (POD.replace('kind = "Pod"', ""), "kubelet.static_pods[0].kind: found nothing, expected a value"),
         (
             POD.replace('"web"', '"Web"', 1),
             "kubelet.static_pods[0].metadata.name: found 'Web', expected an RFC 1123 subdomain",
         ),
         (
             POD.replace('metadata.name = "web"', "metadata.labels = {}"),
-            "kubelet.static_pods[0].metadata.name: found nothing, expected an RFC 1123 subdomain",
+            "kubelet.static_pods[0].metadata.name: found nothing, expected a value",
         ),
         (
             POD.partition("[[kubelet.static_pods.spec")[0],
-            "kubelet.static_pods[0].spec: found nothing, expected a table",
+            "kubelet.static_pods[0].spec: found nothing, expected a value",
         ),
         (
             POD.partition("[[kubelet.static_pods.spec")[0] + "spec.containers = []",
-            "kubelet.static_pods[0].spec.containers: found an empty array, expected an array of containers",
+            "kubelet.static_pods[0].spec.containers: found an empty array, expected an array of length >= 1",
         ),
         (
             POD + "since = 1979-05-27",
@@ -197,7 +197,7 @@ def test_the_default_of_var_is_what_is_mounted_without_a_table() -> None:
         ),
         (
             "[containerd]\nlog_level = 'loud'",
-            "containerd.log_level: found 'loud', expected one of 'trace', 'debug', 'info', 'warn', 'error'",
+            "containerd.log_level: found 'loud', expected 'trace' or 'debug' or 'info' or 'warn' or 'error'",
         ),
         (
             "[disks.var]\nsize = '2GB'",
@@ -206,11 +206,18 @@ def test_the_default_of_var_is_what_is_mounted_without_a_table() -> None:
                 "expected a share of the memory from 5% to 90%, or at least 64Mi (suffixes Ki, Mi, Gi)"
             ),
         ),
+        (
+            "[kubelet.manifests]\n['x - at `$.kubelet.manifests[...]']",
+            (
+                "'x - at `$.kubelet.manifests[...]': found an unknown key, "
+                "expected one of api, containerd, disks, kubelet, log, network, node, watchdog"
+            ),
+        ),
         ("[[api.roles]]\nuid = 1", "api.roles[0].role: found nothing, expected a value"),
         ("[[api.roles]]\nrole = 'reader'", "api.roles[0]: found neither, expected exactly one of uid and gid"),
         (
             "[[api.roles]]\nrole = 'root'\nuid = 1",
-            "api.roles[0].role: found 'root', expected one of 'reader', 'operator', 'admin'",
+            "api.roles[0].role: found 'root', expected 'reader' or 'operator' or 'admin'",
         ),
         ("[node\n", "not valid TOML: Expected ']' at the end of a table declaration (at line 1, column 6)"),
         ("a = " + "[" * 50_000, "not valid TOML: nested too deeply"),
@@ -243,40 +250,6 @@ def test_long_values_are_cut_in_messages() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(f"[node]\nname = '{'x' * 10_000}'", "x")
     assert len(str(caught.value)) < 250
-
-
-class _Registry(Struct, frozen=True, forbid_unknown_fields=True):
-    password: Annotated[str, Meta(extra_json_schema={"x-initd-secret": True}, extra={"check": checks.subdomain})] = ""
-
-
-class _WithSecret(Struct, frozen=True, forbid_unknown_fields=True):
-    registries: dict[str, _Registry] = {}
-
-
-SECRET = {"registries": {"a.example": {"password": "hunter2"}}}
-
-
-def test_a_secret_is_refused_by_name_where_every_pod_can_read_it() -> None:
-    with pytest.raises(ConfigError) as caught:
-        walk.convert(SECRET, _WithSecret, sources.COMMAND_LINE, secrets=False)
-    assert str(caught.value) == (
-        "kernel command line: registries.'a.example'.password: "
-        "found a secret, which every pod could read there; expected it in another source"
-    )
-
-
-def test_a_secret_is_taken_from_elsewhere() -> None:
-    config = walk.convert(SECRET, _WithSecret, sources.FW_CFG, secrets=True)
-    assert config.registries["a.example"].password == "hunter2"  # noqa: S105
-
-
-@pytest.mark.parametrize("password", ["Not A Name", 12345, ["x"]])
-def test_a_secret_is_never_repeated_in_a_message(password: object) -> None:
-    table = {"registries": {"a": {"password": password}}}
-    with pytest.raises(ConfigError) as caught:
-        walk.convert(table, _WithSecret, sources.FW_CFG, secrets=True)
-    assert "a secret" in str(caught.value)
-    assert str(password) not in str(caught.value)
 
 
 def test_every_field_is_documented_in_the_json_schema() -> None:
@@ -345,7 +318,7 @@ SHAPED = st.fixed_dictionaries(
 @given(st.dictionaries(KEYS, VALUES, max_size=4) | SHAPED)
 def test_whatever_a_table_holds_only_a_config_error_comes_out(table: dict[str, Any]) -> None:
     try:
-        config = walk.convert(table, Config, "x", secrets=True)
+        config = convert(table, "x")
     except ConfigError as error:
         assert str(error).startswith("x: ")  # noqa: PT017 -- of random input either may be right
     else:
