@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from initd.api.types import LinkInfo
 from initd.network.dhcp import Client, Send
 from initd.network.netlink import Netlink, boottime
-from initd.network.plan import Address, Interface, Link, Route, operations, wanted
+from initd.network.plan import Address, Interface, Item, Link, mtu, operations, wanted
 from initd.network.sockets import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from initd.api.types import LinkInfo
     from initd.network.lease import Lease
 
 _ROUNDS = 4  # removing an address takes others with it, so what was done is checked; a few times, not for ever
@@ -30,8 +30,7 @@ class Managed:
     ) -> None:
         self.interface = interface
         self.link = link
-        self.addresses: list[Address] = []
-        self.routes: list[Route] = []
+        self.items: list[Item] = []
         self.errors: list[str] = []
         self._netlink = netlink
         self._changed = changed
@@ -82,18 +81,17 @@ class Managed:
         """Bring the kernel to what is wanted, and look at what it then has."""
         self.errors = []
         index = self.link.index
-        mtu = wanted(self.interface, self.lease, index).mtu
-        if not self.link.up or mtu not in (None, self.link.mtu):
-            self._try("bringing the link up", self._set_link, mtu)
+        size = mtu(self.interface, self.lease)
+        if not self.link.up or size not in (None, self.link.mtu):
+            self._try("bringing the link up", self._set_link, size)
         want = wanted(self.interface, self.lease, index)  # carrier may have shown that the lease is over
         try:
             for _ in range(_ROUNDS):
-                self.addresses = self._netlink.addresses(index)[index]
-                self.routes = self._netlink.routes(index)[index]
-                todo = operations(self.addresses, self.routes, want)
-                for change in todo:
-                    text = f"{'adding' if change.add else 'removing'} {type(change.what).__name__.lower()} "
-                    self._try(text + change.what.text, self._netlink.change, index, change.what, change.add)
+                self.items = self._netlink.items(index)[index]
+                todo = operations(self.items, want)
+                for add, item in todo:
+                    text = f"{'adding' if add else 'removing'} {type(item).__name__.lower()} {item.text}"
+                    self._try(text, self._netlink.change, index, item, add)
                 if not todo or self.errors:
                     break
         except OSError as error:
@@ -165,17 +163,17 @@ class Managed:
         return next((text.partition("/")[0] for text in texts if ":" not in text), None)
 
 
-def link_info(link: Link, addresses: Iterable[Address], routes: Iterable[Route], *, managed: bool) -> LinkInfo:
+def link_info(link: Link, items: Iterable[Item], *, managed: bool) -> LinkInfo:
     """A link as the API shows it."""
-    return LinkInfo(
-        name=link.name,
-        index=link.index,
-        kind=link.kind,
-        mac=link.mac,
-        mtu=link.mtu,
-        up=link.up,
-        carrier=link.carrier,
-        addresses=[address.text for address in addresses],
-        routes=[route.text for route in routes],
-        managed=managed,
-    )
+    return {
+        "name": link.name,
+        "index": link.index,
+        "kind": link.kind,
+        "mac": link.mac,
+        "mtu": link.mtu,
+        "up": link.up,
+        "carrier": link.carrier,
+        "addresses": [item.text for item in items if isinstance(item, Address)],
+        "routes": [item.text for item in items if not isinstance(item, Address)],
+        "managed": managed,
+    }

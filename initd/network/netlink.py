@@ -17,10 +17,9 @@ import sys
 import time
 import types
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
-from initd.network.plan import Address, Link, Route, family
+from initd.network.plan import Address, Item, Link, Route, family
 
 PROTOCOL = 73  # marks our addresses and routes; no one else's number (iproute2's rt_protos)
 LOOPBACK = 1  # the index of lo in every network namespace
@@ -31,7 +30,7 @@ NEW_LINK, DELETE_LINK, GET_LINK = 16, 17, 18
 NEW_ADDRESS, DELETE_ADDRESS, GET_ADDRESS = 20, 21, 22
 NEW_ROUTE, DELETE_ROUTE, GET_ROUTE = 24, 25, 26
 _REQUEST, _ACK, _DUMP, _CREATE_OR_REPLACE = 1, 4, 0x300, 0x500
-_EXT_ACK, _STRICT_CHECK, _SOL_NETLINK = 11, 12, 270
+_CAP_ACK, _EXT_ACK, _STRICT_CHECK, _SOL_NETLINK = 10, 11, 12, 270
 _IFF_UP, _IFF_RUNNING, _IFF_LOWER_UP = 0x1, 0x40, 0x10000
 _ARPHRD = {1: "ether", 772: "loopback"}
 _MAIN_TABLE, _UNIVERSE, _LINK_SCOPE, _UNICAST, _ONLINK = 254, 0, 253, 1, 4
@@ -45,10 +44,7 @@ def _messages() -> list[Any]:
     spec = importlib.util.find_spec("pyroute2")
     if spec is None:
         raise ModuleNotFoundError("pyroute2 is not installed", name="pyroute2")
-    package = types.ModuleType("pyroute2")
-    package.__path__ = list(spec.submodule_search_locations or ())
-    package.__spec__ = spec
-    sys.modules["pyroute2"] = package
+    sys.modules["pyroute2"] = importlib.util.module_from_spec(spec)  # which is not executed
     stand_in = types.ModuleType("multiprocessing")
     vars(stand_in).update(Pipe=None, Queue=None, Process=None)
     real = sys.modules.setdefault("multiprocessing", stand_in)
@@ -73,8 +69,9 @@ class Netlink:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
-        self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)  # else the kernel ignores a dump's filters
+        # Errors with a text and without the request; dumps that heed their filters.
+        for option in (_EXT_ACK, _CAP_ACK, _STRICT_CHECK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.settimeout(_TIMEOUT)
         self._socket.bind((0, 0))
         self.port: int = self._socket.getsockname()[0]
@@ -87,44 +84,34 @@ class Netlink:
         return [_link(message) for message in self._ask(_LinkMessage(), GET_LINK, _DUMP)]
 
     def link(self, index: int) -> Link:
-        message = _LinkMessage()
-        message["index"] = index
-        return _link(self._ask(message, GET_LINK)[0])
+        return _link(self._ask(_fill(_LinkMessage(), index=index), GET_LINK)[0])
 
-    def addresses(self, index: int = 0) -> defaultdict[int, list[Address]]:
-        """The addresses of one link, or of all (0), by link index."""
-        found = defaultdict(list)
-        query = _AddressMessage()
-        query["index"] = index
-        for message in self._ask(query, GET_ADDRESS, _DUMP):
-            found[message["index"]].append(_address(message))
-        return found
-
-    def routes(self, index: int = 0) -> defaultdict[int, list[Route]]:
-        """The main table's routes of one link, or of all (0), by link index."""
-        found = defaultdict(list)
+    def items(self, index: int = 0) -> defaultdict[int, list[Item]]:
+        """The main table's routes and the addresses, in this order, of one link, or of all (0), by link index."""
+        found: defaultdict[int, list[Item]] = defaultdict(list)
+        only = [["RTA_OIF", index]] if index else []
         for kind in (socket.AF_INET, socket.AF_INET6):
-            query = _RouteMessage()
-            query["family"], query["table"] = kind, _MAIN_TABLE
-            query["attrs"] = [["RTA_OIF", index]] if index else []
+            query = _fill(_RouteMessage(), family=kind, table=_MAIN_TABLE, attrs=[*only])
             for message in self._ask(query, GET_ROUTE, _DUMP):
                 if message["table"] == _MAIN_TABLE and message["type"] == _UNICAST:
                     found[message.get_attr("RTA_OIF") or 0].append(_route(message))
+        for message in self._ask(_fill(_AddressMessage(), index=index), GET_ADDRESS, _DUMP):
+            found[message["index"]].append(_address(message))
         return found
 
     def set_link(self, index: int, mtu: int | None) -> None:
         """Bring a link up and set its MTU, where one is given."""
-        message = _LinkMessage()
-        message["index"], message["flags"], message["change"] = index, _IFF_UP, _IFF_UP
-        message["attrs"] = [["IFLA_MTU", mtu]] if mtu else []
-        self._ask(message, NEW_LINK)
+        attributes = [["IFLA_MTU", mtu]] if mtu else []
+        self._ask(_fill(_LinkMessage(), index=index, flags=_IFF_UP, change=_IFF_UP, attrs=attributes), NEW_LINK)
 
-    def change(self, index: int, what: Address | Route, add: bool) -> None:
+    def change(self, index: int, what: Item, add: bool) -> None:
         """Add or replace, or remove, an address or route of a link. What is gone already needs no removal."""
-        message = _address_message(index, what) if isinstance(what, Address) else _route_message(index, what)
-        kinds = (NEW_ADDRESS, DELETE_ADDRESS) if isinstance(what, Address) else (NEW_ROUTE, DELETE_ROUTE)
+        if isinstance(what, Address):
+            message, kind = _address_message(index, what), NEW_ADDRESS if add else DELETE_ADDRESS
+        else:
+            message, kind = _route_message(index, what), NEW_ROUTE if add else DELETE_ROUTE
         try:
-            self._ask(message, kinds[0 if add else 1], _CREATE_OR_REPLACE if add else 0)
+            self._ask(message, kind, _CREATE_OR_REPLACE if add else 0)
         except OSError as error:
             if add or error.errno not in (errno.ESRCH, errno.EADDRNOTAVAIL):
                 raise
@@ -138,42 +125,32 @@ class Netlink:
         self._socket.send(message.data)
         answers: list[Any] = []
         while True:
-            for header, data in _split(self._socket.recv(65536)):
-                if header[3] != self._sequence:
+            data = self._socket.recv(65536)
+            while data:
+                length, kind, _, sequence, _ = _HEADER.unpack_from(data)
+                answer, data = data[:length], data[(length + 3) & ~3 :]
+                if sequence != self._sequence:
                     continue  # the rest of an answer that a timeout made us give up
-                if header[1] == ERROR:
-                    _raise(data)
-                if header[1] in (ERROR, DONE):
+                if kind == ERROR:
+                    _raise(answer)
+                if kind in (ERROR, DONE):
                     return answers
-                answers.append(type(message)(data))
+                answers.append(type(message)(answer))
                 answers[-1].decode()
 
 
-def _split(data: bytes) -> Iterator[tuple[tuple[int, int, int, int, int], bytes]]:
-    """The messages in one datagram: (length, type, flags, sequence, port) and the whole message."""
-    position = 0
-    while position + _HEADER.size <= len(data):
-        header = _HEADER.unpack_from(data, position)
-        if header[0] < _HEADER.size:
-            return
-        yield header, data[position : position + header[0]]
-        position += (header[0] + 3) & ~3
-
-
 def _raise(data: bytes) -> None:
-    """Raise what an error message says, if it is one; the kernel's text follows the message that it echoes."""
+    """Raise what an error message says, if it is one; the kernel's text, if any, follows the request's header."""
     code = -int(struct.unpack_from("=i", data, 16)[0])
-    if code == 0:
-        return
-    text = ""
-    length = struct.unpack_from("=I", data, 20)[0]
-    position = 20 + ((length + 3) & ~3)
-    while position + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, position)
-        if kind & 0x3FFF == 1 and size > 4:  # NLMSGERR_ATTR_MSG
-            text = ": " + data[position + 4 : position + size].rstrip(b"\0").decode("utf-8", "replace")
-        position += max(4, (size + 3) & ~3)
-    raise OSError(code, os.strerror(code) + text)
+    if code:
+        size, kind = struct.unpack_from("=HH", data.ljust(40, b"\0"), 36)
+        text = data[40 : 36 + size].rstrip(b"\0").decode(errors="replace") if kind == 1 else ""  # NLMSGERR_ATTR_MSG
+        raise OSError(code, ": ".join(filter(None, (os.strerror(code), text))))
+
+
+def _fill(message: Any, **fields: Any) -> Any:
+    message.update(fields)
+    return message
 
 
 def _link(message: Any) -> Link:
@@ -213,29 +190,31 @@ def _route(message: Any) -> Route:
 def _address_message(index: int, address: Address) -> Any:
     text, _, prefix = address.text.partition("/")
     lifetime = _FOREVER if address.expires is None else max(1, min(_FOREVER - 1, round(address.expires - boottime())))
-    message = _AddressMessage()
-    message["family"], message["prefixlen"], message["index"] = family(text), int(prefix), index
-    message["attrs"] = [
+    attributes = [
         ["IFA_LOCAL", text],
         ["IFA_ADDRESS", text],
         ["IFA_CACHEINFO", {"ifa_preferred": lifetime, "ifa_valid": lifetime}],
         ["IFA_PROTO", PROTOCOL],
     ]
-    return message
+    return _fill(_AddressMessage(), family=family(text), prefixlen=int(prefix), index=index, attrs=attributes)
 
 
 def _route_message(index: int, route: Route) -> Any:
     network, _, prefix = route.to.partition("/")
-    message = _RouteMessage()
-    message["family"], message["dst_len"], message["type"] = family(network), int(prefix), _UNICAST
-    message["table"], message["proto"] = _MAIN_TABLE, PROTOCOL
-    message["scope"] = _UNIVERSE if route.via or ":" in network else _LINK_SCOPE
-    message["flags"] = _ONLINK if route.onlink else 0
-    message["attrs"] = [["RTA_OIF", index], ["RTA_PRIORITY", route.metric]]
-    if int(prefix):
-        message["attrs"].append(["RTA_DST", network])
-    if route.via:
-        message["attrs"].append(["RTA_GATEWAY", route.via])
-    if route.source:
-        message["attrs"].append(["RTA_PREFSRC", route.source])
-    return message
+    destination = network if int(prefix) else None
+    attributes = {"RTA_DST": destination, "RTA_GATEWAY": route.via, "RTA_PREFSRC": route.source}
+    return _fill(
+        _RouteMessage(),
+        family=family(network),
+        dst_len=int(prefix),
+        type=_UNICAST,
+        table=_MAIN_TABLE,
+        proto=PROTOCOL,
+        scope=_UNIVERSE if route.via or ":" in network else _LINK_SCOPE,
+        flags=_ONLINK if route.via else 0,  # the gateway need not be in a subnet of the link
+        attrs=[
+            ["RTA_OIF", index],
+            ["RTA_PRIORITY", route.metric],
+            *([name, value] for name, value in attributes.items() if value),
+        ],
+    )

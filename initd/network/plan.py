@@ -80,7 +80,6 @@ class Route:
     via: str | None
     metric: int
     source: str | None = None
-    onlink: bool = False
     ours: bool = True
 
     @property
@@ -89,73 +88,50 @@ class Route:
         return " ".join(filter(None, (self.to, self.via and f"via {self.via}", f"metric {self.metric}")))
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Everything a link should have."""
-
-    addresses: tuple[Address, ...]
-    routes: tuple[Route, ...]
-    mtu: int | None
+Item = Address | Route
 
 
-@dataclass(frozen=True)
-class Change:
-    """Add (or replace) or remove an address or route."""
-
-    add: bool
-    what: Address | Route
-
-
-def wanted(interface: Interface, lease: Lease | None, index: int) -> Wanted:
-    """What the configuration and the lease together ask of the link with that index."""
+def wanted(interface: Interface, lease: Lease | None, index: int) -> list[Item]:
+    """The addresses and routes that the configuration and the lease together ask of the link with that index."""
     addresses = [Address(normal(text)) for text in interface.addresses]
-    if lease:
-        addresses.append(Address(lease.address, lease.expires))
     routes = [Route(normal(to), via and _plain(via), _metric(to, metric)) for to, via, metric in interface.routes]
     if interface.gateway:
         everywhere = "::/0" if ":" in interface.gateway else "0.0.0.0/0"
         routes.append(Route(everywhere, _plain(interface.gateway), GATEWAY_METRIC + index))
     if lease:
+        addresses.append(Address(lease.address, lease.expires))
         routes += [Route(to, via, DHCP_METRIC + index, source=lease.host) for to, via in lease.routes]
-    subnets = [address.text for address in addresses]
-    unique = {(route.to, route.metric): _reachable(route, subnets) for route in reversed(routes)}
-    mtu = interface.mtu or (lease.mtu if lease else None)
-    return Wanted(tuple(dict.fromkeys(addresses)), tuple(reversed(unique.values())), mtu)
+    unique = {(route.to, route.metric): route for route in reversed(routes)}  # the kernel has one of each
+    return [*dict.fromkeys(addresses), *reversed(unique.values())]
 
 
-def operations(addresses: Collection[Address], routes: Collection[Route], want: Wanted) -> list[Change]:
-    """What to do, in order: removals first, because removing an address takes those of its subnet with it that were
-    added later. Empty if the kernel already has everything.
+def mtu(interface: Interface, lease: Lease | None) -> int | None:
+    """The configuration's goes before the lease's."""
+    return interface.mtu or (lease.mtu if lease else None)
+
+
+def operations(there: Collection[Item], want: Collection[Item]) -> list[tuple[bool, Item]]:
+    """What to add (True) or replace and what to remove, in order: removals first, because removing an address takes
+    those of its subnet with it that were added later. Empty if the kernel already has everything.
     """
-    keys = {_key(route) for route in want.routes}
-    present = {_key(route) for route in routes if route.ours}
-    texts = {address.text for address in want.addresses}
+    keys = {_key(item) for item in want}
     return [
-        *(Change(add=False, what=route) for route in routes if route.ours and _key(route) not in keys),
-        *(Change(add=False, what=address) for address in addresses if address.ours and address.text not in texts),
-        *(Change(add=True, what=address) for address in want.addresses if not _has(addresses, address)),
-        *(Change(add=True, what=route) for route in want.routes if _key(route) not in present),
+        *((False, item) for item in there if item.ours and _key(item) not in keys),
+        *((True, item) for item in want if not any(_serves(item, other) for other in there)),
     ]
 
 
-def _key(route: Route) -> tuple[str, str | None, int, str | None]:
-    return route.to, route.via, route.metric, route.source
+def _key(item: Item) -> str | Route:
+    return item.text if isinstance(item, Address) else item
 
 
-def _has(addresses: Collection[Address], want: Address) -> bool:
-    """Whether the kernel has the address with about the lifetime that it should have."""
-    for address in addresses:
-        if address.text == want.text:
-            if address.expires is None or want.expires is None:
-                return address.expires == want.expires
-            return abs(address.expires - want.expires) <= DRIFT
-    return False
-
-
-def _reachable(route: Route, subnets: list[str]) -> Route:
-    if route.via is None or any(contains(subnet, route.via) for subnet in subnets):
-        return route
-    return Route(route.to, route.via, route.metric, route.source, onlink=True)
+def _serves(want: Item, item: Item) -> bool:
+    """Whether what the kernel has is what it should have; an address with about the lifetime that it should have."""
+    if isinstance(want, Route) or isinstance(item, Route):
+        return want == item
+    if want.expires is None or item.expires is None:
+        return want.text == item.text and want.expires == item.expires
+    return want.text == item.text and abs(want.expires - item.expires) <= DRIFT
 
 
 def _metric(to: str, metric: int | None) -> int:
@@ -175,13 +151,3 @@ def normal(text: str) -> str:
     """An address with a prefix length as the kernel would write it."""
     address, _, prefix = text.partition("/")
     return f"{_plain(address)}/{prefix}"
-
-
-def contains(subnet: str, address: str) -> bool:
-    """Whether an address is in the subnet of an interface address ("10.0.2.15/24")."""
-    base, _, prefix = subnet.partition("/")
-    if family(base) != family(address):
-        return False
-    host_bits = (32 if family(base) == AF_INET else 128) - int(prefix)
-    ours, theirs = (int.from_bytes(inet_pton(family(text), text), "big") >> host_bits for text in (base, address))
-    return ours == theirs

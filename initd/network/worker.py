@@ -65,12 +65,9 @@ class Network:
 
     async def state(self) -> NetworkState:
         """The state with every link, those included that are not owned."""
-        addresses, routes = self._netlink.addresses(), self._netlink.routes()
-        links = [
-            link_info(link, addresses[link.index], routes[link.index], managed=link.index in self._managed)
-            for link in self._netlink.links()
-        ]
-        return {**self.summary(), "links": links}
+        items, links = self._netlink.items(), self._netlink.links()
+        shown = [link_info(link, items[link.index], managed=link.index in self._managed) for link in links]
+        return {**self.summary(), "links": shown}
 
     def summary(self) -> NetworkState:
         """The state with the owned links only."""
@@ -88,7 +85,7 @@ class Network:
             ],
             "hostname": next((lease.hostname for lease in leases if lease.hostname), None),
             "address": next((managed.address for managed in configured if managed.address), None),
-            "links": [link_info(item.link, item.addresses, item.routes, managed=True) for item in owned],
+            "links": [link_info(item.link, item.items, managed=True) for item in owned],
             "dns": self._config.get("dns") or list(dict.fromkeys(server for lease in leases for server in lease.dns)),
             "ntp": self._config.get("ntp") or list(dict.fromkeys(server for lease in leases for server in lease.ntp)),
             "lease": next((managed.lease.info(managed.link.name) for managed in configured if managed.lease), None),
