@@ -16,6 +16,7 @@ retransmits after 4 s at the earliest, and its decoder fails on options of unexp
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from enum import Enum, auto
@@ -23,8 +24,8 @@ from socket import inet_aton
 from typing import NamedTuple
 
 from initd.network import packet
-from initd.network.lease import Lease, RefusedError, judge
-from initd.network.packet import ANY, BROADCAST, Kind, MalformedError, Message, Option
+from initd.network.lease import Lease, judge
+from initd.network.packet import ANY, BROADCAST, Kind, Message, Option, RefusedError
 
 SLOWEST = 64.0  # seconds between two tries at most
 TRIES = 4  # of a REQUEST, before everything starts over
@@ -133,25 +134,25 @@ class Client:
             if message.xid != self._xid or message.mac != self._mac:
                 return []
             return self._answer(message, now)
-        except (MalformedError, RefusedError) as error:
+        except RefusedError as error:
             self.problem = f"DHCP answer refused: {error}"
             return []
 
     def _answer(self, message: Message, now: float) -> list[Send]:
-        match message.kind:
-            case Kind.OFFER if self.state is State.SELECTING:
+        if self.state is State.SELECTING:
+            if message.kind == Kind.OFFER:
                 self._offer = judge(message, now)
                 return self._enter(State.REQUESTING, now)
-            case Kind.ACK if self.state is not State.SELECTING and self._is_expected(message):
-                self._bind(judge(message, self._requested))
-            case Kind.NAK if self.state is not State.SELECTING and self._is_expected(message):
-                return self._start_over(message, now)
+            return []
+        # Several servers may hear a REQUEST of an offer; only the chosen one's answer counts.
+        chosen = self._offer if self.state is State.REQUESTING else None
+        if chosen and message.options.get(Option.SERVER_ID) != inet_aton(chosen.server):
+            return []
+        if message.kind == Kind.ACK:
+            self._bind(judge(message, self._requested))
+        elif message.kind == Kind.NAK:
+            return self._start_over(message, now)
         return []
-
-    def _is_expected(self, message: Message) -> bool:
-        """Several servers may hear a REQUEST of an offer; only the chosen one's answer counts."""
-        chosen = self.state is State.REQUESTING and self._offer
-        return not chosen or message.options.get(Option.SERVER_ID) == inet_aton(chosen.server)
 
     def _bind(self, lease: Lease) -> None:
         self.state = State.BOUND
@@ -201,13 +202,12 @@ class Client:
         wait = self._backoff(self._tries)
         self._tries += 1
         self._requested = now
-        lease = self.lease
-        if lease is None or self.state in (State.SELECTING, State.REQUESTING, State.REBOOTING):
-            self.deadline = now + wait if lease is None else min(now + wait, lease.expires)
-        else:
+        end = math.inf if self.lease is None else self.lease.expires
+        if self.lease and self.state in (State.RENEWING, State.REBINDING):
             # RFC 2131 section 4.4.5: half of what is left, but not more often than once a minute.
-            end = lease.rebind if self.state is State.RENEWING else lease.expires
-            self.deadline = min(end, now + max(60.0, (end - now) / 2))
+            end = self.lease.rebind if self.state is State.RENEWING else end
+            wait = max(60.0, (end - now) / 2)
+        self.deadline = min(end, now + wait)
         return [self._message(now)]
 
     def _message(self, now: float) -> Send:

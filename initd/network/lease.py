@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections import defaultdict
 from socket import inet_ntoa
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from initd.network.packet import Message, Option
+from initd.network.packet import Message, Option, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 SHORTEST = 5  # seconds; renewing more often than every two seconds would be a loop
 SMALLEST_MTU = 576  # RFC 791: what every host must accept; less is an attack or a typing error
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
-
-
-class RefusedError(ValueError):
-    """An offer or acknowledgement that must not be used; the text says why."""
 
 
 class Lease(NamedTuple):
@@ -103,12 +98,12 @@ def _prefix(mask: bytes) -> int:
     """A netmask's prefix length."""
     if len(mask) != 4:
         raise RefusedError("it has no subnet mask")
-    inverse = ~int.from_bytes(mask, "big") & 0xFFFFFFFF
-    if inverse & (inverse + 1):
+    bits = f"{int.from_bytes(mask, 'big'):032b}"
+    if "01" in bits:
         raise RefusedError(f"{inet_ntoa(mask)} is no subnet mask")
     if not any(mask):
         raise RefusedError("its subnet is the whole internet (/0)")
-    return 32 - inverse.bit_length()
+    return bits.count("1")
 
 
 def _check_address(address: bytes, prefix: int) -> None:
@@ -128,20 +123,18 @@ def _addresses(value: bytes) -> tuple[str, ...]:
 
 
 def _classless(value: bytes) -> tuple[tuple[str, str | None], ...]:
+    """Option 121: for each route the prefix length, as much of the destination as that has, the gateway or zeros."""
     routes: dict[str, str | None] = {}
-    position = 0
-    while position < len(value):
-        width = value[position]
+    while value:
+        width = value[0]
         octets = (width + 7) // 8
-        end = position + 1 + octets + 4
-        if width > 32 or end > len(value):
+        destination, gateway = value[1 : 1 + octets], value[1 + octets : 5 + octets]
+        if width > 32 or len(gateway) < 4:
             return ()  # a torn list is no list: half of it could route everything to nowhere
-        network = int.from_bytes(value[position + 1 : position + 1 + octets].ljust(4, b"\0"), "big")
-        mask = (0xFFFFFFFF << (32 - width)) & 0xFFFFFFFF
-        gateway = value[end - 4 : end]
-        destination = f"{inet_ntoa(struct.pack('!I', network & mask))}/{width}"
-        routes.setdefault(destination, inet_ntoa(gateway) if any(gateway) else None)
-        position = end
+        network = int.from_bytes(destination.ljust(4, b"\0"), "big") >> (32 - width) << (32 - width)
+        text = f"{inet_ntoa(network.to_bytes(4, 'big'))}/{width}"
+        routes.setdefault(text, inet_ntoa(gateway) if any(gateway) else None)
+        value = value[5 + octets :]
     return tuple(routes.items())
 
 

@@ -1,15 +1,15 @@
 """DHCPv4 messages to and from bytes (RFC 2131, RFC 2132, RFC 3396) and the IPv4 and UDP headers that carry them.
 
-Everything that arrives is hostile until proven otherwise: `decode` and `unwrap` raise MalformedError and nothing else.
+Everything that arrives is hostile until proven otherwise: `decode` and `unwrap` raise RefusedError and nothing else.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from socket import inet_aton
+from typing import NamedTuple
 
 BROADCAST = "255.255.255.255"
 ANY = "0.0.0.0"  # the source of a client without an address
@@ -22,8 +22,8 @@ _REQUEST, _REPLY, _ETHERNET = 1, 2, 1
 _UDP = 17
 
 
-class MalformedError(ValueError):
-    """Bytes that are no DHCP reply; the text says why."""
+class RefusedError(ValueError):
+    """Bytes that are no DHCP reply, or one that must not be used; the text says why."""
 
 
 class Kind(IntEnum):
@@ -61,39 +61,37 @@ class Option(IntEnum):
     END = 255
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One DHCP message; addresses are 4 bytes, `mac` is 6, `options` maps a code to its whole value."""
 
     kind: int
     xid: int
     mac: bytes
     seconds: int = 0
-    client: bytes = b"\0\0\0\0"
-    yours: bytes = b"\0\0\0\0"
-    options: Mapping[int, bytes] = field(default_factory=dict)
+    client: bytes = bytes(4)
+    yours: bytes = bytes(4)
+    options: Mapping[int, bytes] = {}
 
 
 def encode(message: Message) -> bytes:
     """A client's message as bytes."""
     options = {Option.MESSAGE_TYPE: bytes((message.kind,)), **message.options}
-    seconds, zero = min(message.seconds, 0xFFFF), bytes(4)
     # No BROADCAST flag: the packet socket hears unicasts to an address that is not configured yet.
-    head = (_REQUEST, _ETHERNET, len(message.mac), 0, message.xid, seconds, 0)
-    fixed = _FIXED.pack(*head, message.client, message.yours, zero, zero, message.mac, b"", b"", _COOKIE)
+    head = (_REQUEST, _ETHERNET, 6, 0, message.xid, min(message.seconds, 0xFFFF), 0, message.client, message.yours)
+    fixed = _FIXED.pack(*head, b"", b"", message.mac, b"", b"", _COOKIE)
     body = b"".join(bytes((code, len(value))) + value for code, value in options.items())
     return (fixed + body + bytes((Option.END,))).ljust(SMALLEST, b"\0")
 
 
 def decode(data: bytes) -> Message:
-    """A server's reply. Raises MalformedError."""
+    """A server's reply. Raises RefusedError."""
     if len(data) < _FIXED.size:
-        raise MalformedError(f"{len(data)} bytes, a DHCP message has at least {_FIXED.size}")
+        raise RefusedError(f"{len(data)} bytes, a DHCP message has at least {_FIXED.size}")
     operation, hardware, length, _, xid, seconds, _, client, yours, _, _, address, sname, file, cookie = (
         _FIXED.unpack_from(data)
     )
     if (operation, hardware, length, cookie) != (_REPLY, _ETHERNET, 6, _COOKIE):
-        raise MalformedError("not a DHCP reply for Ethernet")
+        raise RefusedError("not a DHCP reply for Ethernet")
     options: dict[int, bytes] = {}
     _collect(data[_FIXED.size :], options)
     overload = options.get(Option.OVERLOAD, b"\0")[-1:]
@@ -102,7 +100,7 @@ def decode(data: bytes) -> Message:
             _collect(area, options)
     kind = options.get(Option.MESSAGE_TYPE, b"")
     if len(kind) != 1:
-        raise MalformedError("no message type")
+        raise RefusedError("no message type")
     return Message(kind[0], xid, address[:6], seconds, client, yours, options)
 
 
@@ -111,18 +109,18 @@ def _collect(area: bytes, options: dict[int, bytes]) -> None:
     position = 0
     while position < len(area):
         code = area[position]
-        position += 1
-        if code == Option.PAD:
-            continue
         if code == Option.END:
             return
-        if position >= len(area):
-            raise MalformedError(f"option {code} has no length")
-        end = position + 1 + area[position]
-        if end > len(area):
-            raise MalformedError(f"option {code} claims {area[position]} bytes, {len(area) - position - 1} are left")
-        options[code] = options.get(code, b"") + area[position + 1 : end]
-        position = end
+        if code == Option.PAD:
+            position += 1
+            continue
+        if position + 1 == len(area):
+            raise RefusedError(f"option {code} has no length")
+        length, left = area[position + 1], len(area) - position - 2
+        if length > left:
+            raise RefusedError(f"option {code} claims {length} bytes, {left} are left")
+        position += 2 + length
+        options[code] = options.get(code, b"") + area[position - length : position]
 
 
 def wrap(payload: bytes, source: str, destination: str) -> bytes:
@@ -137,20 +135,15 @@ def wrap(payload: bytes, source: str, destination: str) -> bytes:
 
 
 def unwrap(packet: bytes) -> bytes:
-    """The payload of an IPv4 packet from a server's port to the client's. Raises MalformedError.
+    """The payload of an IPv4 packet that the socket's filter lets through. Raises RefusedError.
 
     The UDP checksum is not looked at: a sender on the same machine leaves it to hardware that a virtual link does not
     have, so a client that insists on it never gets a lease there.
     """
-    if len(packet) < 20 or packet[0] >> 4 != 4 or packet[9] != _UDP:
-        raise MalformedError("not IPv4 and UDP")
-    start = (packet[0] & 15) * 4
-    total, fragment = struct.unpack_from("!H2xH", packet, 2)
-    if start < 20 or fragment & 0x3FFF or not start + 8 <= total <= len(packet):
-        raise MalformedError("a fragment, or lengths that do not fit")
-    source, destination, size = struct.unpack_from("!HHH", packet, start)
-    if (source, destination) != (SERVER_PORT, CLIENT_PORT) or not 8 <= size <= total - start:
-        raise MalformedError("not from a DHCP server to a client")
+    start, total = (packet[0] & 15) * 4 if packet else 0, int.from_bytes(packet[2:4], "big")
+    size = int.from_bytes(packet[start + 4 : start + 6], "big")
+    if start < 20 or size < 8 or not start + size <= total <= len(packet):
+        raise RefusedError("lengths that do not fit")
     return packet[start + 8 : start + size]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from initd import bpf
 from initd.bpf import Op
-from initd.network.packet import BROADCAST, CLIENT_PORT, SERVER_PORT, MalformedError, unwrap, wrap
+from initd.network.packet import BROADCAST, CLIENT_PORT, SERVER_PORT, RefusedError, unwrap, wrap
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,7 +23,7 @@ _DHCP_ONLY = bpf.assemble(
         Op(bpf.LOAD_BYTE, 9),
         Op(bpf.EQUAL, socket.IPPROTO_UDP, false="drop"),
         Op(bpf.LOAD_HALF, 6),
-        Op(bpf.ANY_BIT, 0x1FFF, true="drop"),
+        Op(bpf.ANY_BIT, 0x3FFF, true="drop"),
         Op(bpf.LOAD_IP_HEADER, 0),
         Op(bpf.LOAD_HALF_AT, 2),
         Op(bpf.EQUAL, CLIENT_PORT, false="drop"),
@@ -43,19 +42,8 @@ class Transport:
         self._loop = loop
         self._name = name
         self._receive = receive
-        self._packets: socket.socket | None = None
-        self._datagrams: socket.socket | None = None
-
-    def listen(self) -> socket.socket:
-        """Open the packet socket, which hears answers to an address that the link does not have yet."""
-        if self._packets:
-            return self._packets
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
-        bpf.attach(sock, _DHCP_ONLY)
-        sock.bind((self._name, ETH_P_IP))
-        self._packets = sock
-        self._loop.add_reader(sock, self._read, sock)
-        return sock
+        self._packets: socket.socket | None = None  # hears answers to an address that the link does not have yet
+        self._datagrams: socket.socket | None = None  # for renewals: the kernel routes and resolves
 
     def close(self) -> None:
         """Stop listening; sockets cost nothing while the lease is good."""
@@ -68,25 +56,26 @@ class Transport:
 
     def send(self, message: Send) -> None:
         """Put a message on the wire. Raises OSError, which is like a lost packet: the client tries again."""
-        packets = self.listen()
+        if self._packets is None:
+            self._packets = self._open(socket.AF_PACKET, _DHCP_ONLY, (self._name, ETH_P_IP))
+            self._loop.add_reader(self._packets, self._read, self._packets)
         if message.destination == BROADCAST:
             datagram = wrap(message.payload, message.source, BROADCAST)
-            packets.sendto(datagram, (self._name, ETH_P_IP, 0, 0, b"\xff" * 6))
+            self._packets.sendto(datagram, (self._name, ETH_P_IP, 0, 0, b"\xff" * 6))
             return
         if self._datagrams is None:
-            self._datagrams = self._unicast_socket(message.source)
+            # It stays open while an answer may come, so that the kernel does not tell the server that the port is
+            # closed; the answer itself is read from the packet socket.
+            self._datagrams = self._open(socket.AF_INET, _NOTHING, (message.source, CLIENT_PORT))
         self._datagrams.sendto(message.payload, (message.destination, SERVER_PORT))
 
-    def _unicast_socket(self, source: str) -> socket.socket:
-        """For renewals: the kernel routes and resolves. It stays open while an answer may come, so that the kernel does
-        not tell the server that the port is closed; the answer itself is read from the packet socket.
-        """
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    def _open(self, family: int, program: bytes, address: tuple[str, int]) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
         try:
-            bpf.attach(sock, _NOTHING)
+            bpf.attach(sock, program)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._name.encode())
-            sock.bind((source, CLIENT_PORT))
+            sock.bind(address)
         except OSError:
             sock.close()
             raise
@@ -94,10 +83,7 @@ class Transport:
 
     def _read(self, sock: socket.socket) -> None:
         try:
-            data, sender = sock.recvfrom(_MAX_PACKET)
-        except OSError:
-            return  # the link went away or down; netlink tells
-        if sender[2] in (socket.PACKET_OTHERHOST, socket.PACKET_OUTGOING):
-            return  # another VLAN's, or a copy of our own
-        with suppress(MalformedError):  # not a DHCP answer at all: nothing to tell the client
-            self._receive(unwrap(data))
+            payload = unwrap(sock.recv(_MAX_PACKET))
+        except (OSError, RefusedError):
+            return  # the link went away or down, as netlink tells; or no DHCP answer: nothing to tell the client
+        self._receive(payload)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from initd.network.lease import RefusedError, judge
-from initd.network.packet import Kind, Message, Option
+from initd.network.lease import judge
+from initd.network.packet import Kind, Message, Option, RefusedError
 
 GOOD: dict[int, bytes] = {
     Option.SERVER_ID: inet_aton("10.0.2.2"),

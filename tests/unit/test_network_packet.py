@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from initd.network import packet
-from initd.network.packet import Kind, MalformedError, Message, Option
+from initd.network.packet import Kind, Message, Option, RefusedError
 
 MAC = bytes.fromhex("525400123456")
 
@@ -62,20 +62,20 @@ def test_overloaded_fields_hold_options() -> None:
     ],
 )
 def test_malformed_reply_is_refused_with_a_reason(data: bytes, reason: str) -> None:
-    with pytest.raises(MalformedError, match=reason):
+    with pytest.raises(RefusedError, match=reason):
         packet.decode(data)
 
 
 @given(st.binary(max_size=600))
 def test_random_bytes_raise_nothing_but_malformed(data: bytes) -> None:
     for parse in (packet.decode, packet.unwrap):
-        with suppress(MalformedError):
+        with suppress(RefusedError):
             parse(data)
 
 
 @given(st.binary(max_size=80), st.binary(max_size=64), st.binary(max_size=128))
 def test_random_options_raise_nothing_but_malformed(options: bytes, sname: bytes, file: bytes) -> None:
-    with suppress(MalformedError):
+    with suppress(RefusedError):
         packet.decode(reply(b"\x35\x01\x02\x34\x01\x03" + options, sname=sname, file=file))
 
 
@@ -87,7 +87,7 @@ def test_wrapped_payload_survives_and_a_torn_packet_does_not(payload: bytes, cut
     assert packet.unwrap(bytes(back)) == payload
     assert packet.unwrap(bytes(back) + b"padding of a short frame") == payload
     if cut < len(back):
-        with pytest.raises(MalformedError):
+        with pytest.raises(RefusedError):
             packet.unwrap(bytes(back[:cut]))
 
 
