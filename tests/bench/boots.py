@@ -14,10 +14,10 @@ from qemu.errors import HarnessError
 from qemu.image import Bootable, Files
 from qemu.machine import Machine
 from qemu.net import Network
+from qemu.probe import http_get
 from rootfs.initramfs import cpio
 from tests.bench.parse import console_marks, memory_total, start_time
 from tests.vm import manifests
-from tests.vm.conftest import http_get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

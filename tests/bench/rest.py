@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from qemu.machine import Machine
 from qemu.net import Network
+from qemu.probe import Probe
 from tests.bench.boots import wait, web_pod
 from tests.bench.parse import Use, use
 from tests.vm import manifests
-from tests.vm.conftest import Probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

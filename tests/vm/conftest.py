@@ -1,18 +1,16 @@
-"""What the VM tests share: one booted node with the probe and the web pod, and a client of the probe."""
+"""What the VM tests share: one booted node with the probe and the web pod."""
 
 from __future__ import annotations
 
-import http.client
 import http.server
-import json
 import threading
 import time
-import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from qemu.net import Network
+from qemu.probe import Probe
 from tests.vm import manifests
 
 if TYPE_CHECKING:
@@ -45,51 +43,6 @@ def running(node: Machine) -> Machine:
 def probe(running: Machine) -> Probe:
     """The probe of the shared node."""
     return Probe(running)
-
-
-def http_get(port: int, path: str, timeout: float = 30.0) -> tuple[int, str]:
-    """GET from a forwarded port of 127.0.0.1; raises OSError if nobody answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode("latin-1")
-    except http.client.HTTPException as error:
-        raise ConnectionError(str(error)) from error
-    finally:
-        connection.close()
-
-
-class Probe:
-    """The probe pod's answers (native/probe.c)."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._port = machine.port(manifests.PROBE_PORT)
-
-    def __call__(self, command: str, **parameters: object) -> dict[str, Any]:
-        """Ask for one command; whatever it says is returned."""
-        query = urllib.parse.urlencode({key: str(value) for key, value in parameters.items()})
-        status, body = http_get(self._port, f"/{command}?{query}", timeout=120.0)
-        assert status == 200, (command, parameters, body)
-        answer: dict[str, Any] = json.loads(body)
-        return answer
-
-    def read(self, path: str) -> str:
-        """Return a file's text."""
-        answer = self("read", path=path)
-        assert "text" in answer, (path, answer)
-        return str(answer["text"])
-
-    def processes(self) -> list[dict[str, Any]]:
-        """Return every process of the node."""
-        found: list[dict[str, Any]] = self("processes")["processes"]
-        return found
-
-    def process(self, name: str) -> dict[str, Any]:
-        """Return the one process of that name."""
-        found = [process for process in self.processes() if process["comm"] == name]
-        assert len(found) == 1, (name, found)
-        return found[0]
 
 
 def until(what: str, check: Callable[[], Any], timeout: float = RUNNING_TIMEOUT) -> Any:

@@ -5,43 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from qemu.probe import PORT as PROBE_PORT
+from qemu.probe import SHARED as HOST_SHARED
+from qemu.probe import container, pod
+from qemu.probe import manifest as probe
+
+__all__ = ["HOST_SHARED", "PROBE_PORT", "WEB_PORT", "config", "container", "pod", "probe", "web"]
+
 WEB_PORT = 8080
-PROBE_PORT = 9000
-HOST_SHARED = "/var/lib/shared"
-
-
-def pod(
-    name: str, *containers: dict[str, Any], volumes: list[dict[str, Any]] | None = None, **spec: Any
-) -> dict[str, Any]:
-    """Return a Pod manifest."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "labels": {"app": name}},
-        "spec": {"containers": list(containers), "volumes": volumes or [], "terminationGracePeriodSeconds": 2, **spec},
-    }
-
-
-def container(name: str, image: str, *args: str, **fields: Any) -> dict[str, Any]:
-    """Return a container that runs one of the image's programs."""
-    return {"name": name, "image": f"initd.local/{image}:1", "imagePullPolicy": "Never", "args": list(args), **fields}
-
-
-def probe(port: int = PROBE_PORT) -> dict[str, Any]:
-    """Return the pod that looks into the node for the tests; its /shared is mounted bidirectionally."""
-    return pod(
-        "probe",
-        container(
-            "probe",
-            "probe",
-            str(port),
-            securityContext={"privileged": True},
-            volumeMounts=[{"name": "shared", "mountPath": "/shared", "mountPropagation": "Bidirectional"}],
-        ),
-        volumes=[{"name": "shared", "hostPath": {"path": HOST_SHARED, "type": "DirectoryOrCreate"}}],
-        hostPID=True,
-        hostNetwork=True,
-    )
 
 
 def web() -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qemu.net import Network
+from qemu.probe import Probe
 from tests.vm import manifests
-from tests.vm.conftest import FORWARD, Probe, until, wait_for_pods
+from tests.vm.conftest import FORWARD, until, wait_for_pods
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from qemu.probe import http_get
 from tests.vm import manifests
-from tests.vm.conftest import http_get, pods, until
+from tests.vm.conftest import pods, until
 
 if TYPE_CHECKING:
     from qemu.machine import Machine
-    from tests.vm.conftest import Probe
+    from qemu.probe import Probe
 
 
 def mounts(machine: Machine) -> dict[str, dict[str, Any]]:

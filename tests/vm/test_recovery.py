@@ -15,15 +15,16 @@ import pytest
 from initd.api.protocol import Request, encode
 from qemu import bridge
 from qemu.mux import MAX_CALLS
+from qemu.probe import http_get
 from tests.vm import manifests
-from tests.vm.conftest import http_get, pods, service, until
+from tests.vm.conftest import pods, service, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from initd.client.connection import Client
     from qemu.machine import Machine
-    from tests.vm.conftest import Probe
+    from qemu.probe import Probe
 
 
 def uids(machine: Machine) -> dict[str, tuple[str, list[str]]]:

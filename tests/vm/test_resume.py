@@ -7,8 +7,9 @@ import signal
 from typing import TYPE_CHECKING
 
 from qemu.net import Network
+from qemu.probe import Probe, http_get
 from tests.vm import manifests
-from tests.vm.conftest import FORWARD, Probe, http_get, until, wait_for_pods
+from tests.vm.conftest import FORWARD, until, wait_for_pods
 
 if TYPE_CHECKING:
     from pathlib import Path
