@@ -96,8 +96,19 @@ def api() -> str:
     """The API's methods, and the shapes of what they return."""
     shapes = [shape for shape in vars(types).values() if is_typeddict(shape) and shape.__module__ == types.__name__]
     return "\n\n".join(
-        (registry.reference(registry.METHODS).strip(), "#### Shapes", _said(types), *map(_shape, shapes))
+        (reference(registry.METHODS), "#### Shapes", _said(types), *map(_shape, shapes))
     )
+
+
+def reference(methods: Mapping[str, registry.Method]) -> str:
+    """A table of all methods, then what each is for."""
+    entries = [methods[name] for name in sorted(methods)]
+    rows = [
+        (f"`{entry.signature()}`", entry.role.name.lower(), f"{'stream of ' * entry.streaming}`{entry.returns}`")
+        for entry in entries
+    ]
+    texts = [f"**{entry.name}**: {entry.documentation()}" for entry in entries]
+    return "\n\n".join((_table(("method", "role", "result"), rows), *texts))
 
 
 def _shape(shape: Any) -> str:

@@ -7,10 +7,10 @@ A method is a function in initd/api/methods:
         ...
 
 Its docstring is its text in the reference. The first parameter is the call; the others are what the client sends, by
-position, checked against their annotations (_TYPES says which there are, each also as `X | None`). An asynchronous
-generator is a streaming call: each item goes out as it comes.
+position, checked against their annotations (_TYPES says which there are). What returns an AsyncIterator is a streaming
+call: each item goes out as it comes.
 
-Annotations are read as text, and at the first call: to evaluate them would import every result type while PID 1 starts.
+Annotations are read as text: to evaluate them would import every result type while PID 1 starts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from initd.api.protocol import ApiError, Code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from initd.node import Node
 
-_COROUTINE, _ASYNC_GENERATOR = 0x80, 0x200  # code flags (Include/cpython/code.h); inspect is slow to import
+_COROUTINE = 0x80  # code flag (Include/cpython/code.h); inspect is slow to import
 _REQUIRED = object()
+_TYPES = {"bool": "boolean", "int": "integer", "str": "string"}  # of parameters -> in JSON Schema
 
 
 class Role(IntEnum):
@@ -56,10 +57,10 @@ class Call(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One parameter of a method: its types as written ("int", "None"), and its default if it has one."""
+    """One parameter of a method: its type as written, and its default if it has one."""
 
     name: str
-    types: tuple[str, ...]
+    type: str
     default: object = _REQUIRED
 
     @property
@@ -69,56 +70,28 @@ class Parameter(NamedTuple):
 
     def __str__(self) -> str:
         """Write it as Python would."""
-        default = "" if self.required else f" = {self.default!r}"
-        return f"{self.name}: {' | '.join(self.types)}{default}"
-
-
-class _Type(NamedTuple):
-    accepts: Callable[[object], bool]
-    schema: dict[str, object]
-
-
-_TYPES = {
-    "bool": _Type(lambda value: type(value) is bool, {"type": "boolean"}),
-    "int": _Type(lambda value: type(value) is int, {"type": "integer"}),
-    "float": _Type(lambda value: type(value) in (int, float), {"type": "number"}),
-    "str": _Type(lambda value: type(value) is str, {"type": "string"}),
-    "None": _Type(lambda value: value is None, {"type": "null"}),
-    "list[str]": _Type(
-        lambda value: type(value) is list and all(type(item) is str for item in value),
-        {"type": "array", "items": {"type": "string"}},
-    ),
-}
+        return f"{self.name}: {self.type}{'' if self.required else f' = {self.default!r}'}"
 
 
 class Method:
-    """One callable method of the API."""
-
-    __slots__ = ("_parameters", "function", "name", "role", "streaming")
+    """One callable method of the API. Raises TypeError for a function that cannot be one."""
 
     def __init__(self, name: str, role: Role, function: Callable[..., Any]) -> None:
-        flags = function.__code__.co_flags
-        if not flags & (_COROUTINE | _ASYNC_GENERATOR):
-            message = f"API method {name}: {function.__qualname__} is not an async function"
-            raise TypeError(message)
+        code, annotations = function.__code__, function.__annotations__
+        returns = annotations.get("return", "None")
         self.name = name
         self.role = role
         self.function = function
-        self.streaming = bool(flags & _ASYNC_GENERATOR)
-        self._parameters: tuple[Parameter, ...] | None = None
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """What a client sends. Raises TypeError if an annotation is none that a client can send."""
-        if self._parameters is None:
-            self._parameters = tuple(self._read_parameters())
-        return self._parameters
-
-    @property
-    def returns(self) -> str:
-        """The result's type as written, or for a stream that of an item."""
-        text = str(self.function.__annotations__.get("return", "None"))
-        return text.partition("[")[2].removesuffix("]").partition(", None")[0] if self.streaming else text
+        self.streaming = returns.startswith("AsyncIterator[")
+        self.returns = returns[len("AsyncIterator[") : -1] if self.streaming else returns  # as written; of an item
+        if not (self.streaming or code.co_flags & _COROUTINE):
+            raise TypeError(f"API method {name}: {function.__qualname__} is not an async function")
+        names, defaults = code.co_varnames[1 : code.co_argcount], function.__defaults__ or ()
+        padded = (_REQUIRED,) * (len(names) - len(defaults)) + defaults
+        self.parameters = [Parameter(key, annotations[key], default) for key, default in zip(names, padded, strict=True)]
+        for parameter in self.parameters:
+            if parameter.type not in _TYPES:
+                raise TypeError(f"API method {name}: found {parameter}, expected any of {', '.join(_TYPES)}")
 
     def bind(self, params: list[object]) -> list[object]:
         """Return params if the method can be called with them; ApiError INVALID_ARGUMENT names what cannot be."""
@@ -128,37 +101,28 @@ class Method:
             if parameter.required:
                 raise self._invalid(f'parameter "{parameter.name}" is missing')
         for parameter, value in zip(self.parameters, params, strict=False):
-            if not any(_TYPES[name].accepts(value) for name in parameter.types):
-                raise self._invalid(f'parameter "{parameter.name}": found {_describe(value)}')
+            if type(value).__name__ != parameter.type:
+                text = repr(value)
+                shown = text if len(text) <= 40 else f"{text[:40]}..."
+                raise self._invalid(f'parameter "{parameter.name}": found {type(value).__name__} {shown}')
         return params
 
     def signature(self) -> str:
         """Write the method as a caller sees it: `logs(service: str, tail: int = 100)`."""
         return f"{self.name}({', '.join(map(str, self.parameters))})"
 
+    def documentation(self) -> str:
+        """Return the docstring without its indentation; inspect.cleandoc would import inspect."""
+        return "\n".join(line.strip() for line in (self.function.__doc__ or "").strip().splitlines())
+
     def _invalid(self, found: str) -> ApiError:
         return ApiError(Code.INVALID_ARGUMENT, f"{self.name}: {found}, expected {self.signature()}")
-
-    def _read_parameters(self) -> list[Parameter]:
-        code, annotations = self.function.__code__, self.function.__annotations__
-        names = code.co_varnames[1 : code.co_argcount]
-        defaults = self.function.__defaults__ or ()
-        padded = (_REQUIRED,) * (len(names) - len(defaults)) + tuple(defaults)
-        parameters = []
-        for name, default in zip(names, padded, strict=True):
-            annotation = annotations.get(name, "")
-            text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-            types = tuple(part.strip() for part in text.split("|"))
-            if not all(part in _TYPES for part in types):
-                message = f"API method {self.name}: {name} is of type {text!r}, expected any of {', '.join(_TYPES)}"
-                raise TypeError(message)
-            parameters.append(Parameter(name, types, default))
-        return parameters
 
 
 METHODS: dict[str, Method] = {}
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
+_T = TypeVar("_T")
 
 
 def method(name: str, role: Role) -> Callable[[_Function], _Function]:
@@ -166,25 +130,11 @@ def method(name: str, role: Role) -> Callable[[_Function], _Function]:
 
     def register(function: _Function) -> _Function:
         if name in METHODS:
-            message = f"API method {name} is declared twice"
-            raise ValueError(message)
+            raise ValueError(f"API method {name} is declared twice")
         METHODS[name] = Method(name, role, function)
         return function
 
     return register
-
-
-def reference(methods: dict[str, Method]) -> str:
-    """Write the reference of the API as Markdown: a table of all methods, then what each is for."""
-    rows = ["| method | role | result |", "| --- | --- | --- |"]
-    texts = []
-    for entry in (methods[name] for name in sorted(methods)):
-        result = entry.returns.replace("|", "\\|")
-        signature = entry.signature().replace("|", "\\|")
-        kind = "stream of " if entry.streaming else ""
-        rows.append(f"| `{signature}` | {entry.role.name.lower()} | {kind}`{result}` |")
-        texts.append(f"**{entry.name}**: {_documentation(entry)}")
-    return "\n".join([*rows, "", *("\n\n".join(texts)).splitlines(), ""])
 
 
 def schema(methods: dict[str, Method]) -> dict[str, object]:
@@ -194,7 +144,7 @@ def schema(methods: dict[str, Method]) -> dict[str, object]:
             "role": entry.role.name.lower(),
             "streaming": entry.streaming,
             "result": entry.returns,
-            "description": _documentation(entry),
+            "description": entry.documentation(),
             "params": {
                 "type": "array",
                 "prefixItems": [_parameter_schema(parameter) for parameter in entry.parameters],
@@ -207,17 +157,11 @@ def schema(methods: dict[str, Method]) -> dict[str, object]:
 
 
 def _parameter_schema(parameter: Parameter) -> dict[str, object]:
-    types = [_TYPES[name].schema for name in parameter.types]
-    described: dict[str, object] = {"title": parameter.name, **(types[0] if len(types) == 1 else {"anyOf": types})}
+    described: dict[str, object] = {"title": parameter.name, "type": _TYPES[parameter.type]}
     return described if parameter.required else {**described, "default": parameter.default}
 
 
-def _documentation(entry: Method) -> str:
-    """Return the docstring without its indentation; inspect.cleandoc would import inspect."""
-    return "\n".join(line.strip() for line in (entry.function.__doc__ or "").strip().splitlines())
-
-
-def _describe(value: object) -> str:
-    text = repr(value)
-    shown = text if len(text) <= 40 else f"{text[:40]}..."
-    return f"{type(value).__name__} {shown}"
+async def each(items: Iterable[_T]) -> AsyncIterator[_T]:
+    """Make the items of a streaming call of what is there already."""
+    for item in items:
+        yield item

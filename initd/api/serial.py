@@ -13,17 +13,12 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from typing import TYPE_CHECKING
 
-from initd.api.protocol import HELLO, HELLO_REQUEST, ApiError, Code, Marker, is_nonce
-from initd.api.registry import Call, Method, Peer, Role
-from initd.api.session import HIGH_WATER, Api, Session
-
-if TYPE_CHECKING:
-    from initd.api.types import VersionInfo
+from initd.api.protocol import HELLO_REQUEST, Marker
+from initd.api.registry import Peer, Role
+from initd.api.session import HIGH_WATER, READ_SIZE, Api, Session
 
 PORT_NAME = "io.initd.api"
-_READ_SIZE = 8192
 _READS_PER_TURN = 8
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR | select.EPOLLET
 
@@ -49,16 +44,12 @@ def open_port(device: str) -> int:
     return os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
-class Port:
-    """Serves the API on a non-blocking descriptor, which it owns from then on; a Line for its session."""
+class Port(asyncio.Transport):
+    """Serves the API on a non-blocking descriptor, which it owns from then on; no method of it raises or blocks."""
 
-    def __init__(self, api: Api, fd: int, role: Role, version: VersionInfo) -> None:
-        async def hello(call: Call, nonce: str) -> list[object]:  # noqa: ARG001 - the shape of a method
-            if not is_nonce(nonce):
-                raise ApiError(Code.INVALID_ARGUMENT, "hello: expected 32 lowercase hexadecimal digits")
-            return [nonce, version]
-
-        self._api = api._replace(methods={**api.methods, HELLO: Method(HELLO, Role.READER, hello)})
+    def __init__(self, api: Api, fd: int, role: Role) -> None:
+        super().__init__()
+        self._api = api
         self._peer = Peer(-1, -1, -1, role, "serial port")
         self._fd = fd
         self._marker = Marker(HELLO_REQUEST)
@@ -80,30 +71,37 @@ class Port:
         os.close(self._fd)
         self._fd = -1
 
-    def write(self, data: bytes) -> None:
-        """Send data."""
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._fd < 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send data, keeping what the kernel does not take at once."""
         self._output += data
         self._flush()
         if len(self._output) > HIGH_WATER and not self._full and self._session:
             self._full = True
-            self._session.pause()
+            self._session.pause_writing()
 
-    def pending(self) -> int:
+    def get_write_buffer_size(self) -> int:
         """Return how many bytes wait for the host."""
         return len(self._output)
 
-    def hold(self, held: bool) -> None:
-        """Stop reading, or go on."""
-        if self._held and not held:
-            self._loop.call_soon(self._ready)  # the edge may have come meanwhile
-        self._held = held
+    def pause_reading(self) -> None:
+        """Stop reading."""
+        self._held = True
+
+    def resume_reading(self) -> None:
+        """Go on; the edge may have come meanwhile."""
+        self._held = False
+        self._loop.call_soon(self._ready)
 
     def close(self) -> None:
         """End the session and wait for a hello; what is kept still goes out, if the host takes it."""
         session, self._session = self._session, None
         self._full = self._held = False
         if session:
-            session.close()
+            session.connection_lost(None)
 
     def abort(self) -> None:
         """End the session, drop what is kept, and wait for a hello."""
@@ -127,7 +125,7 @@ class Port:
     def _read(self) -> bytes | None:
         """Return what came, or None until the next edge."""
         try:
-            data = os.read(self._fd, _READ_SIZE)
+            data = os.read(self._fd, READ_SIZE)
         except BlockingIOError:
             return None
         except OSError as error:  # unplugged, or a terminal's other side is closed
@@ -159,4 +157,4 @@ class Port:
         if self._full and len(self._output) <= HIGH_WATER // 4:
             self._full = False
             if self._session:
-                self._session.resume()
+                self._session.resume_writing()

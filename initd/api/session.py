@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
+from initd import log
 from initd.api.protocol import (
     CANCEL,
     STREAM,
@@ -44,51 +45,25 @@ MAX_STREAMS = 256  # of all peers, and half of it of one uid: a stream lasts, an
 HIGH_WATER = 256 << 10  # bytes that a line may hold back before its session slows down
 WRITE_DEADLINE = 10.0  # seconds
 STREAM_PATIENCE = 1.0  # seconds
+READ_SIZE = 8192  # what one peer may give the loop to do in one turn: a few hundred calls at most
+_BUFFER = memoryview(bytearray(READ_SIZE))  # every socket's: each is done with it before the next one reads
 _STREAM_BURST = 64  # items after which a stream that never waits lets others run
 
 
-class Log(Protocol):
-    """The part of initd.log that the API uses."""
+class Api:
+    """What every session serves, and what they share."""
 
-    def info(self, event: str, **fields: object) -> object:
-        """Log what happened."""
-
-    def exception(self, event: str, failure: BaseException, **fields: object) -> object:
-        """Log a fault of our own."""
-
-
-class Line(Protocol):
-    """What a session writes to: a connection or a serial port. No method raises or blocks."""
-
-    def write(self, data: bytes) -> None:
-        """Send data, keeping what the kernel does not take at once."""
-
-    def pending(self) -> int:
-        """Return how many bytes are kept."""
-
-    def hold(self, held: bool) -> None:
-        """Stop reading, or go on."""
-
-    def close(self) -> None:
-        """End this session once what is kept is written, or a deadline is over."""
-
-    def abort(self) -> None:
-        """End this session now."""
+    def __init__(self, node: Node, methods: Mapping[str, Method]) -> None:
+        self.node = node
+        self.methods = methods
+        self.sessions: dict[Session, int | None] = {}  # those on sockets -> whose allowance they count in
+        self.streams: dict[asyncio.Task[None], int] = {}  # those that run -> their peer's uid
 
 
-class Api(NamedTuple):
-    """What every session serves."""
+class Session(asyncio.BufferedProtocol):
+    """The calls of one peer on one line: a socket's transport, or a serial port."""
 
-    node: Node
-    log: Log
-    methods: Mapping[str, Method]
-    streams: dict[asyncio.Task[None], int]  # those that run -> their peer's uid
-
-
-class Session:
-    """The calls of one peer on one line."""
-
-    def __init__(self, api: Api, line: Line, peer: Peer) -> None:
+    def __init__(self, api: Api, line: asyncio.Transport, peer: Peer) -> None:
         self._api = api
         self._line = line
         self._peer = peer
@@ -113,24 +88,39 @@ class Session:
         for message in messages:
             reason = self._handle(message) or reason
         if reason:
-            self._refuse(0, Code.INVALID_ARGUMENT, f"protocol error: {reason}")
-            self._line.close()
+            self.end(Code.INVALID_ARGUMENT, f"protocol error: {reason}")
 
-    def pause(self) -> None:
+    def end(self, code: Code, message: str) -> None:
+        """Tell the peer why under msgid 0, and close once everything is written, or the deadline is over."""
+        self._refuse(0, code, message)
+        self._line.close()
+        if not self._closed:
+            asyncio.get_running_loop().call_later(WRITE_DEADLINE, self._line.abort)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the size is ours to choose
+        """Lend the buffer that the transport reads into."""
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        self.receive(_BUFFER[:nbytes])
+
+    def pause_writing(self) -> None:
         """Note that the line is above its high-water mark: a peer that does not read gets nothing more to do."""
         self._room.clear()
-        self._line.hold(True)
+        self._line.pause_reading()
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         """Note that the line has room again."""
         self._room.set()
-        self._line.hold(False)
+        self._line.resume_reading()
         for msgid in list(self._dropped):
             self._tell_dropped(msgid)
 
-    def close(self) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it is gone changes nothing
         """End every call: the line is gone."""
         self._closed = True
+        self._api.sessions.pop(self, None)
         for task in self._calls.values():
             task.cancel()
         if self._deadline:
@@ -192,7 +182,7 @@ class Session:
     async def _invoke(self, request: Request, method: Method) -> object:
         params = method.bind(request.params)
         if method.role > Role.READER:
-            self._api.log.info("api call", method=method.name, peer=self._peer.text)
+            log.info("api call", method=method.name, peer=self._peer.text)
         running = method.function(Call(self._api.node, self._peer), *params)
         if not method.streaming:
             return await running
@@ -256,20 +246,19 @@ class Session:
 
     def _watch(self) -> None:
         """Make sure that the last response leaves within the deadline."""
-        if self._line.pending() and not self._deadline and not self._closed:
+        if self._line.get_write_buffer_size() and not self._deadline and not self._closed:
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_later(WRITE_DEADLINE, self._check, self._response_end)
 
     def _check(self, response_end: int) -> None:
         self._deadline = None
-        gone = self._written - self._line.pending()
+        gone = self._written - self._line.get_write_buffer_size()
         if gone < response_end:
             self._line.abort()
         elif gone < self._response_end:
             self._watch()
 
     def _internal(self, name: str, failure: BaseException) -> ApiError:
-        log = self._api.log
         log.exception("api call failed", failure, method=name, peer=self._peer.text)  # noqa: LOG004, PLE1205 - our own log
         return ApiError(Code.INTERNAL, f"{name}: {type(failure).__name__}: {failure}")
 
@@ -277,7 +266,7 @@ class Session:
         self._send(encode(Response(msgid, ApiError(code, message).to_wire(), None)))
 
     def _send(self, data: bytes) -> None:
-        if not self._closed:
+        if not (self._closed or self._line.is_closing()):  # else asyncio warns, once for each item of a stream
             self._written += len(data)
             self._line.write(data)
 

@@ -1,41 +1,93 @@
-"""Bring the API up: on the socket that PID 1 has been listening on, and on the lines that the command line opens."""
+"""Bring the API up: on the socket that PID 1 has been listening on, and on the lines that the command line opens.
+
+The Unix socket's mode lets everyone connect: who may do what is decided by initd.api.access, from what the kernel says
+about the peer. Connections are bounded for each uid and in total, so that no user can use up the connections of another
+or PID 1's file descriptors.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import socket
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from initd import log
 from initd.api import access, serial
-from initd.api.methods import node as node_methods
+from initd.api import methods as _methods  # noqa: F401 registers them
+from initd.api.protocol import Code
 from initd.api.registry import METHODS, Peer, Role
-from initd.api.server import Server
-from initd.api.session import Api
+from initd.api.session import HIGH_WATER, Api, Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from initd.node import Node
 
 VSOCK_PORT = 1024
+MAX_CONNECTIONS = 512
+MAX_CONNECTIONS_OF_ONE = 64
+_BACKLOG = 128
 
 
 async def serve(node: Node) -> None:
     """Answer from now on. A line that cannot be had is logged and tried again: the Unix socket alone will do."""
-    api = Api(node, log, METHODS, {})
+    api = Api(node, METHODS)
     if node.listener is not None:
-        identify = partial(access.identify, grants=_grants(node))
-        await Server(api, identify).start(socket.socket(fileno=node.listener))
+        await listen(api, socket.socket(fileno=node.listener), partial(access.identify, grants=_grants(node)))
     for name, begin in (("serial", _serial), ("vsock", _vsock)):
         role = _role(node, f"initd.api.{name}")
         if role is not None:
             node.spawn_task(partial(begin, api, role), f"API on {name}")
 
 
+async def listen(api: Api, listener: socket.socket, identify: Callable[[socket.socket], Peer]) -> asyncio.Server:
+    """Serve everyone who connects to a socket that is bound. identify raises OSError if the peer is gone already."""
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(lambda: _Arrival(api, identify), sock=listener, backlog=_BACKLOG)
+
+
+class _Arrival(asyncio.Protocol):
+    """A connection until it is known who is there, and whether there is room for them."""
+
+    def __init__(self, api: Api, identify: Callable[[socket.socket], Peer]) -> None:
+        self._api, self._identify = api, identify
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin a session, or refuse it."""
+        line = cast("asyncio.Transport", transport)
+        line.set_write_buffer_limits(high=HIGH_WATER)
+        try:
+            peer = self._identify(line.get_extra_info("socket"))
+        except OSError:
+            line.abort()
+            return
+        session = Session(self._api, line, peer)
+        owner = None if peer.role is Role.NONE else peer.uid  # all peers without a role share one allowance
+        if refused := _too_many(list(self._api.sessions.values()), owner):
+            session.end(Code.RESOURCE_EXHAUSTED, f"{refused}: close one, or try again later")
+        else:
+            self._api.sessions[session] = owner
+            line.set_protocol(session)
+
+
+def _too_many(owners: list[int | None], owner: int | None) -> str:
+    # Half of the descriptors are kept for what PID 1 has to do itself, whatever the API's clients do.
+    bound = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    if len(owners) >= bound:
+        return f"the node has {bound} connections"
+    if owners.count(owner) >= MAX_CONNECTIONS_OF_ONE:
+        who = "peers without a role have" if owner is None else f"uid {owner} has"
+        return f"{who} {MAX_CONNECTIONS_OF_ONE} connections"
+    return ""
+
+
 async def _serial(api: Api, role: Role) -> None:
     device = serial.find_port()
     if device is None:
         raise LookupError(f"no virtio-serial port {serial.PORT_NAME}")
-    port = serial.Port(api, serial.open_port(device), role, node_methods.version_info(api.node.boot_id))
+    port = serial.Port(api, serial.open_port(device), role)
     try:
         raise await port.lost
     finally:
@@ -45,18 +97,15 @@ async def _serial(api: Api, role: Role) -> None:
 async def _vsock(api: Api, role: Role) -> None:
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
-    await Server(api, lambda connection: Peer(-1, -1, -1, role, f"vsock {connection.getpeername()}")).start(listener)
+    await listen(api, listener, lambda connection: Peer(-1, -1, -1, role, f"vsock {connection.getpeername()}"))
 
 
 def _role(node: Node, key: str) -> Role | None:
     name = node.command_line.get(key)
-    if name is None:
-        return None
-    try:
-        return Role[name.upper()]
-    except KeyError:
+    if name is not None and name.upper() not in Role.__members__:
         log.error(f"{key}: found {name!r}, expected reader, operator or admin")
         return None
+    return Role[name.upper()] if name is not None else None
 
 
 def _grants(node: Node) -> access.Grants:

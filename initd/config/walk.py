@@ -28,7 +28,7 @@ _WORDS: Final = {
 
 
 def check(struct: Struct) -> None:
-    """Call each field's Meta.extra["check"] with its value, or with each item where those have one. Its error goes on."""
+    """Call each field's Meta.extra["check"] with its value, or with each item where those have one."""
     for field in msgspec.structs.fields(type(struct)):
         for judge, value, at in _judged(field.type, getattr(struct, field.name), f".{field.name}"):
             try:

@@ -8,11 +8,10 @@ import signal
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from initd import log
 from initd.api.methods import node as _node_methods  # noqa: F401 registers the methods that are called
 from initd.api.registry import METHODS, Peer, Role
-from initd.api.server import Server
 from initd.api.session import Api
+from initd.api.start import listen as serve_on
 from initd.client.connection import Client
 from initd.node import Node
 from tests.unit.api_support import listen
@@ -49,8 +48,7 @@ def _timed(client: Client) -> float:
 
 def _serve(listener: socket.socket) -> NoReturn:
     async def serve() -> None:
-        server = Server(Api(Node(), log, METHODS, {}), lambda _peer: Peer(0, 0, 0, Role.READER, "bench"))
-        await server.start(listener)
+        await serve_on(Api(Node(), METHODS), listener, lambda _peer: Peer(0, 0, 0, Role.READER, "bench"))
         await asyncio.Event().wait()
 
     try:

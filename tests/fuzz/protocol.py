@@ -108,7 +108,7 @@ async def check_server(node: Running, seed: int) -> None:
     if response.result != "alive":
         raise AssertionError(f"the server answers {response}")
     good.writer.close()
-    await until(lambda: not node.server._connections)
+    await until(lambda: not node.api.sessions)
     faults = [fields for event, fields in node.log.records if event == "api call failed" and fields["method"] != "fail"]
     node.log.records.clear()
     if faults:

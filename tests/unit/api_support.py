@@ -7,12 +7,16 @@ import contextlib
 import itertools
 import os
 import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 from initd.api.protocol import ApiError, Code, Decoder, Message, Notification, Request, Response, encode
+from initd.api import session
+from initd.api.methods import node as node_methods
 from initd.api.registry import Call, Method, Peer, Role
-from initd.api.server import Connection, Server
-from initd.api.session import Api
+from initd.api.session import Api, Session
+from initd.api.start import listen as serve_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -94,6 +98,7 @@ class Methods:
             "change": (change, Role.OPERATOR),
             "count": (count, Role.READER),
             "forever": (forever, Role.READER),
+            "hello": (node_methods.hello, Role.READER),
         }
         return {name: Method(name, role, function) for name, (function, role) in functions.items()}
 
@@ -107,8 +112,8 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def make_api(log: Log, methods: Methods) -> Api:
-    return Api(cast("Any", None), log, methods.table(), {})
+def make_api(methods: Methods) -> Api:
+    return Api(cast("Any", SimpleNamespace(boot_id="b")), methods.table())
 
 
 class RawPeer:
@@ -150,14 +155,14 @@ class RawPeer:
 class Running:
     """A server that runs, and the way to it."""
 
-    def __init__(self, path: str, log: Log, methods: Methods, server: Server) -> None:
-        self.path, self.log, self.methods, self.server = path, log, methods, server
+    def __init__(self, path: str, log: Log, methods: Methods, api: Api) -> None:
+        self.path, self.log, self.methods, self.api = path, log, methods, api
         self.peers: list[RawPeer] = []
 
-    async def line(self) -> Connection:
+    async def session(self) -> Session:
         """Return the server's side of the first connection."""
-        await until(lambda: self.server._connections)
-        return next(iter(self.server._connections))
+        await until(lambda: self.api.sessions)
+        return next(iter(self.api.sessions))
 
     async def connect(self, connection: socket.socket | None = None) -> RawPeer:
         """Return a new peer, or one that takes a connection over."""
@@ -174,19 +179,20 @@ def as_role(role: Role, uid: int = 1000) -> Callable[[socket.socket], Peer]:
 @contextlib.asynccontextmanager
 async def running(folder: Path, identify: Callable[[socket.socket], Peer] | None = None) -> AsyncIterator[Running]:
     log, methods = Log(), Methods()
-    server = Server(make_api(log, methods), identify or as_role(Role.READER))
+    api = make_api(methods)
     path = str(folder / "api.sock")
-    await server.start(listen(path))
-    node = Running(path, log, methods, server)
+    server = await serve_on(api, listen(path), identify or as_role(Role.READER))
+    node = Running(path, log, methods, api)
     try:
-        yield node
+        with mock.patch.object(session, "log", log):
+            yield node
     finally:
         server.close()
         for peer in node.peers:
             peer.writer.close()
             with contextlib.suppress(OSError):  # the server was first
                 await peer.writer.wait_closed()
-        await until(lambda: not server._connections)
+        await until(lambda: not api.sessions)
 
 
 def serve(folder: Path, test: Callable[[Running], Awaitable[None]], role: Role = Role.READER) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from initd.api.protocol import ApiError, Code
 from initd.api.registry import Call, Method, Role
-from initd.api.server import Server
 from initd.api.session import Api
-from tests.unit.api_support import Log, as_role, listen
+from initd.api.start import listen as serve_on
+from tests.unit.api_support import as_role, listen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -299,13 +299,15 @@ def serving(folder: Path, role: Role = Role.ADMIN) -> Iterator[FakeNode]:
     started, loop = threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:
-        server = Server(Api(cast("Any", None), Log(), node.table(), {}), as_role(role))
-        await server.start(listener)
+        api = Api(cast("Any", None), node.table())
+        server = await serve_on(api, listener, as_role(role))
         stop = asyncio.Event()
         node.stop = lambda: loop.call_soon_threadsafe(stop.set)
         started.set()
         await stop.wait()
         server.close()
+        for session in api.sessions:
+            session._line.abort()
         await asyncio.sleep(0)  # lets the connections notice
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))

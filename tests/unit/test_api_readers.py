@@ -34,9 +34,9 @@ def test_a_slow_reader_of_a_stream_loses_items_is_told_how_many_and_slows_no_one
     async def test(node: Running) -> None:
         connection = connect_without_reading(node.path)
         connection.send(encode(Request(1, "count", [2000, 1000])))
-        line = await node.line()
+        line = (await node.session())._line
         await until(lambda: node.methods.ended)
-        assert line.pending() < 2 * session.HIGH_WATER
+        assert line.get_write_buffer_size() < 2 * session.HIGH_WATER
         assert (await (await node.connect()).call("echo", "quick")).result == "quick"
         slow = await node.connect(connection)
         received = dropped = 0
@@ -80,8 +80,8 @@ def test_a_reader_that_only_pauses_for_a_moment_loses_nothing(tmp_path: Path) ->
     async def test(node: Running) -> None:
         connection = connect_without_reading(node.path)
         connection.send(encode(Request(1, "count", [2000, 1000])))
-        line = await node.line()
-        await until(lambda: line.pending() > session.HIGH_WATER)
+        line = (await node.session())._line
+        await until(lambda: line.get_write_buffer_size() > session.HIGH_WATER)
         reader = await node.connect(connection)
         numbers = []
         while isinstance(message := await reader.read(), Notification):
@@ -104,7 +104,7 @@ def test_a_response_that_is_not_taken_in_time_ends_the_connection(
         with contextlib.suppress(BrokenPipeError):  # it may be over before all is sent
             await asyncio.get_running_loop().sock_sendall(connection, b"".join(map(encode, requests)))
         await until(lambda: node.methods.ended)
-        await until(lambda: not node.server._connections)
+        await until(lambda: not node.api.sessions)
         connection.close()
 
     serve(tmp_path, test)
@@ -119,9 +119,9 @@ def test_a_stream_alone_may_wait_for_its_reader_as_long_as_it_likes(
     async def test(node: Running) -> None:
         connection = connect_without_reading(node.path)
         connection.send(encode(Request(1, "forever", [])))
-        line = await node.line()
-        await until(lambda: line._session and line._session._dropped.get(1, 0) > 1000)
-        assert node.server._connections
+        served = await node.session()
+        await until(lambda: served._dropped.get(1, 0) > 1000)
+        assert node.api.sessions
         connection.close()
 
     serve(tmp_path, test)

@@ -10,29 +10,21 @@ from hypothesis import strategies as st
 
 from initd.api import methods as _registers_all  # noqa: F401 - what the reference is made of
 from initd.api import registry
-from initd.api.protocol import ApiError, Code
-from initd.api.registry import METHODS, Call, Method, Role, reference, schema
+from initd.api.protocol import HELLO, ApiError, Code
+from initd.api.registry import METHODS, Call, Method, Role, schema
 from initd.client.commands import COMMANDS
+from tests.readme import reference
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
-async def _every(
-    _call: Call,
-    text: str,
-    number: int,
-    real: float,
-    flag: bool,
-    words: list[str],
-    maybe: str | None = None,
-    most: int = 5,
-) -> bool:
+async def _every(_call: Call, text: str, number: int, flag: bool, most: int = 5) -> bool:
     """Takes one of each.
 
     More about it.
     """
-    return bool((text, number, real, flag, words, maybe, most))
+    return bool((text, number, flag, most))
 
 
 async def _stream(_call: Call, tail: int = 100) -> AsyncIterator[dict[str, Any]]:
@@ -41,13 +33,12 @@ async def _stream(_call: Call, tail: int = 100) -> AsyncIterator[dict[str, Any]]
 
 
 EVERY, STREAM = Method("every", Role.OPERATOR, _every), Method("stream", Role.READER, _stream)
-GOOD: list[object] = ["a", 1, 1.5, True, ["x"], None, 7]
+GOOD: list[object] = ["a", 1, True, 7]
 
 
-@pytest.mark.parametrize("count", [5, 6, 7])
+@pytest.mark.parametrize("count", [3, 4])
 def test_good_parameters_are_passed_on_and_defaults_may_be_left_out(count: int) -> None:
     assert EVERY.bind(GOOD[:count]) == GOOD[:count]
-    assert EVERY.bind([*GOOD[:2], 3, *GOOD[3:]])
 
 
 @pytest.mark.parametrize(
@@ -58,12 +49,9 @@ def test_good_parameters_are_passed_on_and_defaults_may_be_left_out(count: int) 
         (0, b"x", 'parameter "text": found bytes'),
         (1, True, 'parameter "number": found bool True'),
         (1, 1.0, 'parameter "number": found float 1.0'),
-        (2, "1", 'parameter "real": found str'),
-        (2, False, 'parameter "real": found bool'),
-        (3, 1, 'parameter "flag": found int 1'),
-        (4, ["x", 1], 'parameter "words": found list'),
-        (4, "x" * 1000, 'parameter "words": found str'),
-        (5, 5, 'parameter "maybe": found int 5'),
+        (2, 1, 'parameter "flag": found int 1'),
+        (2, "x" * 1000, 'parameter "flag": found str'),
+        (3, None, 'parameter "most": found NoneType None'),
     ],
 )
 def test_a_bad_parameter_is_named_with_what_was_found_and_expected(index: int, value: object, found: str) -> None:
@@ -75,9 +63,9 @@ def test_a_bad_parameter_is_named_with_what_was_found_and_expected(index: int, v
     assert len(caught.value.message) < 300
 
 
-@pytest.mark.parametrize("count", [0, 4, 8])
+@pytest.mark.parametrize("count", [0, 2, 5])
 def test_too_few_or_too_many_are_refused(count: int) -> None:
-    with pytest.raises(ApiError, match="missing" if count < 5 else "found 8 parameters"):
+    with pytest.raises(ApiError, match="missing" if count < 3 else "found 5 parameters"):
         EVERY.bind([*GOOD, 1][:count])
 
 
@@ -94,8 +82,8 @@ def test_an_annotation_that_no_client_can_send_is_a_mistake_that_shows() -> None
     async def bad(_call: Call, value: set[int]) -> None:
         del value
 
-    with pytest.raises(TypeError, match=r"value is of type 'set\[int\]', expected any of bool, int"):
-        _ = Method("bad", Role.READER, bad).parameters
+    with pytest.raises(TypeError, match=r"found value: set\[int\], expected any of bool, int"):
+        Method("bad", Role.READER, bad)
 
 
 def test_only_async_functions_can_be_methods_and_each_name_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +99,7 @@ def test_only_async_functions_can_be_methods_and_each_name_once(monkeypatch: pyt
 def test_the_reference_has_every_method_with_signature_role_and_text() -> None:
     text = reference({"stream": STREAM, "every": EVERY})
     assert "| `stream(tail: int = 100)` | reader | stream of `dict[str, Any]` |" in text
-    assert "maybe: str \\| None = None, most: int = 5)` | operator | `bool` |" in text
+    assert "`every(text: str, number: int, flag: bool, most: int = 5)` | operator | `bool` |" in text
     assert "**every**: Takes one of each.\n\nMore about it." in text
 
 
@@ -119,10 +107,9 @@ def test_the_schema_describes_parameters_as_json_schema() -> None:
     every = schema({"every": EVERY})["every"]
     assert isinstance(every, dict)
     params = every["params"]
-    assert (params["minItems"], params["maxItems"]) == (5, 7)
-    assert params["prefixItems"][4] == {"title": "words", "type": "array", "items": {"type": "string"}}
-    assert params["prefixItems"][5]["anyOf"] == [{"type": "string"}, {"type": "null"}]
-    assert params["prefixItems"][6]["default"] == 5
+    assert (params["minItems"], params["maxItems"]) == (3, 4)
+    assert params["prefixItems"][1] == {"title": "number", "type": "integer"}
+    assert params["prefixItems"][3]["default"] == 5
 
 
 def test_every_method_of_the_node_can_be_called_and_is_documented() -> None:
@@ -135,7 +122,7 @@ def test_every_method_of_the_node_can_be_called_and_is_documented() -> None:
 
 
 def test_initctl_has_a_command_for_every_method_with_its_parameters() -> None:
-    assert {command.method for command in COMMANDS} == set(METHODS)
+    assert {command.method for command in COMMANDS} == set(METHODS) - {HELLO}
     for command in COMMANDS:
         entry = METHODS[command.method]
         assert (command.streaming or command.listed) == entry.streaming, command.words

@@ -8,7 +8,8 @@ import os
 import select
 import socket
 import tty
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -25,7 +26,8 @@ from initd.api.protocol import (
     Response,
     encode,
 )
-from initd.api.registry import Role
+from initd.api.methods import node
+from initd.api.registry import Call, Peer, Role
 from initd.api.serial import Port, find_port
 from initd.node import Node
 from initd.supervise import backoff
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-VERSION: Any = {"version": "1", "kernel": "6.12", "python": "3.13", "boot_id": "b", "image": None}
+_ASKED = Call(cast("Any", SimpleNamespace(boot_id="b")), Peer(-1, -1, -1, Role.READER, "test"))
+VERSION = cast("Any", asyncio.run(node.version(_ASKED)))
 FIRST, SECOND = "a" * 32, "0123456789abcdef" * 2
 
 
@@ -48,7 +51,6 @@ class Host:
         self.decoder = Decoder()
         self.messages: list[Message] = []
         self.methods = Methods()
-        self.log = Log()
 
     def send(self, data: bytes) -> None:
         self.line.sendall(data)
@@ -82,7 +84,7 @@ def serve(test: Callable[[Host, Port], Awaitable[None]], role: Role = Role.OPERA
         theirs.setblocking(False)
         with ours:
             host = Host(ours)
-            port = Port(make_api(host.log, host.methods), theirs.detach(), role, VERSION)
+            port = Port(make_api(host.methods), theirs.detach(), role)
             try:
                 await test(host, port)
             finally:
@@ -165,7 +167,7 @@ def test_a_stream_that_the_host_reads_slowly_drops_with_a_count(monkeypatch: pyt
         await host.hello(FIRST)
         host.send(encode(Request(1, "count", [3000, 1000])))
         await until(lambda: host.methods.ended)
-        assert port.pending() < 2 * session.HIGH_WATER
+        assert port.get_write_buffer_size() < 2 * session.HIGH_WATER
         received = dropped = 0
         while isinstance(message := await host.read(), Notification):
             item = message.params[1]
@@ -205,14 +207,15 @@ def test_when_the_host_goes_away_its_calls_end_and_the_loop_sleeps(monkeypatch: 
     serve(test)
 
 
-def test_a_host_that_comes_back_wakes_the_port(tmp_path: Path) -> None:
+def test_a_host_that_comes_back_wakes_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A FIFO is like the port here: without a writer it reads as ended and polls as hung up, until one comes."""
     fifo = str(tmp_path / "fifo")
     os.mkfifo(fifo)
 
     async def run() -> None:
-        log, methods = Log(), Methods()
-        port = Port(make_api(log, methods), os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), Role.ADMIN, VERSION)
+        log = Log()
+        monkeypatch.setattr(session, "log", log)
+        port = Port(make_api(Methods()), os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), Role.ADMIN)
         try:
             for count in (1, 2, 3):
                 writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
@@ -226,13 +229,14 @@ def test_a_host_that_comes_back_wakes_the_port(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_terminal_that_hangs_up_is_no_error() -> None:
+def test_a_terminal_that_hangs_up_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         ours, theirs = os.openpty()
         tty.setraw(theirs)
         os.set_blocking(theirs, False)
         log = Log()
-        port = Port(make_api(log, Methods()), theirs, Role.ADMIN, VERSION)
+        monkeypatch.setattr(session, "log", log)
+        port = Port(make_api(Methods()), theirs, Role.ADMIN)
         os.write(ours, encode(Request(0, "hello", [FIRST])) + encode(Request(1, "change", [])))
         await until(lambda: log.records)
         os.close(ours)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from initd import boot
-from initd.api import server as server_module
-from initd.api import session
+from initd.api import session, start
 from initd.api.protocol import Notification, Request, Response, encode
 from initd.api.registry import Peer, Role
 from initd.node import Node
@@ -220,28 +219,28 @@ def test_who_leaves_ends_their_calls(tmp_path: Path) -> None:
 
 
 def test_one_user_cannot_take_the_connections_of_another(tmp_path: Path) -> None:
-    uids = iter([1000] * (server_module.MAX_CONNECTIONS_OF_ONE + 1) + [1001, 1000])
+    uids = iter([1000] * (start.MAX_CONNECTIONS_OF_ONE + 1) + [1001, 1000])
 
     def identify(_connection: socket.socket) -> Peer:
         return Peer(1, next(uids), 1000, Role.READER, "someone")
 
     async def run() -> None:
         async with running(tmp_path, identify) as node:
-            peers = [await node.connect() for _ in range(server_module.MAX_CONNECTIONS_OF_ONE)]
+            peers = [await node.connect() for _ in range(start.MAX_CONNECTIONS_OF_ONE)]
             assert all([(await peer.call("whoami")).result == [1000, "READER"] for peer in peers])
             refused = await node.connect()
             assert "uid 1000 has 64 connections" in str((await refused.response()).error)
             assert await refused.read() is None
             assert (await (await node.connect()).call("whoami")).result == [1001, "READER"]
             peers[0].writer.close()
-            await until(lambda: len(node.server._connections) == server_module.MAX_CONNECTIONS_OF_ONE)
+            await until(lambda: len(node.api.sessions) == start.MAX_CONNECTIONS_OF_ONE)
             assert (await (await node.connect()).call("whoami")).result == [1000, "READER"]
 
     asyncio.run(run())
 
 
 def test_the_connections_of_all_users_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(start, "MAX_CONNECTIONS", 2)
 
     async def test(node: Running) -> None:
         kept = [await node.connect() for _ in range(2)]

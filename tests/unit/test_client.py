@@ -76,7 +76,7 @@ def test_a_node_that_goes_away_is_an_error_that_names_it(node: FakeNode) -> None
 
 
 def test_too_many_connections_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("initd.api.server.MAX_CONNECTIONS_OF_ONE", 1)
+    monkeypatch.setattr("initd.api.start.MAX_CONNECTIONS_OF_ONE", 1)
     with serving(tmp_path, Role.READER) as node, Client(node.path) as first:
         first.call("status")
         with Client(node.path) as second, pytest.raises(ConnectionError, match=r"try again later|Broken pipe|reset"):

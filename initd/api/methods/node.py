@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import aclosing
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import initd
 from initd import shutdown
 from initd.api import registry
-from initd.api.protocol import ApiError, Code
-from initd.api.registry import Call, Role, method
+from initd.api.protocol import HELLO, ApiError, Code, is_nonce
+from initd.api.registry import Call, Role, each, method
 from initd.supervise.states import State
 
 if TYPE_CHECKING:
@@ -33,21 +32,24 @@ def _image_version() -> str | None:
         return None  # a root of someone else's making has none
 
 
-def version_info(boot_id: str) -> VersionInfo:
-    """Who answers; also what the serial line's hello is answered with."""
+@method("version", Role.READER)
+async def version(call: Call) -> VersionInfo:
+    """Versions of initd, of the kernel and of the image, and this boot's identifier."""
     return {
         "version": initd.__version__,
         "kernel": os.uname().release,
         "python": sys.version.partition(" ")[0],
-        "boot_id": boot_id,
+        "boot_id": call.node.boot_id,
         "image": _image_version(),
     }
 
 
-@method("version", Role.READER)
-async def version(call: Call) -> VersionInfo:
-    """Versions of initd, of the kernel and of the image, and this boot's identifier."""
-    return version_info(call.node.boot_id)
+@method(HELLO, Role.READER)
+async def hello(call: Call, nonce: str) -> list[Any]:
+    """What brings a serial line into step: the nonce, of 32 lowercase hexadecimal digits, and the version."""
+    if not is_nonce(nonce):
+        raise ApiError(Code.INVALID_ARGUMENT, "hello: expected 32 lowercase hexadecimal digits")
+    return [nonce, await version(call)]
 
 
 @method("schema", Role.READER)
@@ -69,15 +71,9 @@ async def last_boot(call: Call) -> LastBoot:
 
 
 @method("events", Role.READER)
-async def events(call: Call, since: int = 0, follow: bool = True) -> AsyncIterator[Event]:
+def events(call: Call, since: int = 0, follow: bool = True) -> AsyncIterator[Event]:
     """The events after the sequence number `since`, oldest first; then, if `follow`, each new one as it comes."""
-    if not follow:
-        for event in call.node.events.since(since):
-            yield event
-        return
-    async with aclosing(call.node.events.follow(since)) as following:
-        async for event in following:
-            yield event
+    return call.node.events.follow(since) if follow else each(call.node.events.since(since))
 
 
 @method("boot.times", Role.READER)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from initd.api.protocol import ApiError, Code
-from initd.api.registry import Call, Role, method
+from initd.api.registry import Call, Role, each, method
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,13 +44,7 @@ async def restart(call: Call, name: str) -> bool:
 
 
 @method("logs", Role.READER)
-async def logs(call: Call, service: str, tail: int = 100, follow: bool = False) -> AsyncIterator[LogLine]:
+def logs(call: Call, service: str, tail: int = 100, follow: bool = False) -> AsyncIterator[LogLine]:
     """The last `tail` lines that a service wrote; then, if `follow`, each new one as it comes."""
     output = _find(call, service).output
-    if not follow:
-        for line in output.tail(tail):
-            yield line
-        return
-    async with aclosing(output.follow(tail)) as following:
-        async for line in following:
-            yield line
+    return output.follow(tail) if follow else each(output.tail(tail))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from initd.api.types import KernelRecord, MountInfo, ProcessInfo
 
 RECORD_BYTES = 8192
-BATCH = 100
 # PF_KTHREAD (include/linux/sched.h)
 KERNEL_THREAD = 0x0020_0000
 
@@ -42,7 +41,6 @@ async def kernel_log(_call: Call, follow: bool = False) -> AsyncIterator[KernelR
     descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
-    count = 0
     try:
         while True:
             try:
@@ -57,9 +55,6 @@ async def kernel_log(_call: Call, follow: bool = False) -> AsyncIterator[KernelR
                 continue
             except BrokenPipeError:
                 continue  # the ring was overwritten under us; the next read goes on with its oldest record
-            count += 1
-            if count % BATCH == 0:
-                await asyncio.sleep(0)  # thousands of records: others get their turn
             if record is not None:
                 yield record
     finally:
@@ -92,12 +87,11 @@ def parse_mount(line: str) -> MountInfo:
 @method("processes", Role.READER)
 async def processes(_call: Call) -> AsyncIterator[ProcessInfo]:
     """Every process but the kernel's own threads, with its cgroup, memory and CPU time."""
-    for number, name in enumerate(sorted((name for name in os.listdir("/proc") if name.isdecimal()), key=int)):
-        if number % BATCH == BATCH - 1:
-            await asyncio.sleep(0)  # a node with thousands of processes: others get their turn
-        process = read_process(int(name))
-        if process is not None:
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        if process := read_process(pid):
             yield process
+        else:
+            await asyncio.sleep(0)  # there may be thousands of kernel threads: others get their turn
 
 
 def read_process(pid: int) -> ProcessInfo | None:
