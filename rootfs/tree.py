@@ -172,8 +172,7 @@ def add_initd(root: Path, package: Path, tools: Tools) -> None:
     """Put the Python package initd into `root`, with its sources: a traceback that shows the line is worth 100 kB."""
     target = root / PACKAGES / "initd"
     target.mkdir()
-    wanted: Iterable[Path] = (path for path in sorted(package.rglob("*.py")) if "__pycache__" not in path.parts)
-    for path in wanted:
+    for path in sorted(path for path in package.rglob("*") if path.suffix in {".py", ".toml", ".txt"}):
         (target / path.relative_to(package)).parent.mkdir(parents=True, exist_ok=True)
         _place_file(path, target / path.relative_to(package))
     compile_python(tools, root, f"{PACKAGES}/initd", sources=True)

@@ -6,6 +6,7 @@ know, so names are checked here. Nothing of the schema is imported: the schema u
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -67,44 +68,25 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     },
 }
 # Not in a table above, yet initd's: sources of pods and addresses that would bypass what it decides.
-_REFUSED: Final = frozenset(
-    """
-    staticPodURL staticPodURLHeader imageServiceEndpoint runOnce enableServer systemCgroups cgroupsPerQOS podLogsDir
-    shutdownGracePeriodByPodPriority
-    """.split()  # noqa: SIM905 -- one word a line reads worse
-) | frozenset(_FIXED)
-_KNOWN: Final = frozenset(
-    """
-    syncFrequency fileCheckFrequency httpCheckFrequency port tlsCertFile tlsPrivateKeyFile tlsCipherSuites
-    tlsCurvePreferences tlsMinVersion rotateCertificates serverTLSBootstrap registryPullQPS registryBurst
-    imagePullCredentialsVerificationPolicy preloadedImagesVerificationAllowlist eventRecordQPS eventBurst
-    enableDebuggingHandlers enableContentionProfiling clusterDomain clusterDNS streamingConnectionIdleTimeout
-    nodeStatusUpdateFrequency nodeStatusReportFrequency nodeLeaseDurationSeconds imageMinimumGCAge imageMaximumGCAge
-    imageGCHighThresholdPercent imageGCLowThresholdPercent volumeStatsAggPeriod cpuManagerPolicy singleProcessOOMKill
-    cpuManagerPolicyOptions cpuManagerReconcilePeriod memoryManagerPolicy topologyManagerPolicy topologyManagerScope
-    topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode maxPods podCIDR podPidsLimit cpuCFSQuota
-    cpuCFSQuotaPeriod nodeStatusMaxImages maxOpenFiles contentType kubeAPIQPS kubeAPIBurst serializeImagePulls
-    maxParallelImagePulls evictionHard evictionSoft evictionSoftGracePeriod evictionPressureTransitionPeriod
-    evictionMaxPodGracePeriod evictionMinimumReclaim mergeDefaultEvictionSettings podsPerCore
-    enableControllerAttachDetach iptablesMasqueradeBit iptablesDropBit featureGates failSwapOn memorySwap
-    containerLogMaxSize containerLogMaxFiles containerLogMaxWorkers containerLogMonitorInterval
-    configMapAndSecretChangeDetectionStrategy systemReserved kubeReserved reservedSystemCPUs
-    showHiddenMetricsForVersion systemReservedCgroup kubeReservedCgroup allowedUnsafeSysctls defaultPodSysctls
-    providerID kernelMemcgNotification logging enableSystemLogHandler enableSystemLogQuery crashLoopBackOff
-    reservedMemory enableProfilingHandler enableDebugFlagsHandler seccompDefault memoryThrottlingFactor
-    memoryReservationPolicy registerWithTaints tracing localStorageCapacityIsolation userNamespaces
-    """.split()  # noqa: SIM905 -- one word a line reads worse
-)
+_REFUSED: Final = {
+    "staticPodURL", "staticPodURLHeader", "imageServiceEndpoint", "runOnce", "enableServer", "systemCgroups",
+    "cgroupsPerQOS", "podLogsDir", "shutdownGracePeriodByPodPriority", *_FIXED,
+}  # fmt: skip
+_NAMES: Final = os.path.join(os.path.dirname(__file__), "kubelet.txt")  # all others that there are
 
 
 def check_extra(value: dict[str, Any]) -> None:
     """Check the user's KubeletConfiguration fields: known, not initd's own, JSON values. Raises MismatchError."""
     plain(value)
+    if not value:
+        return
+    with open(_NAMES, encoding="utf-8") as file:
+        known = file.read().split()
     for name in value:
         if name in _REFUSED:
             raise MismatchError("a field that initd does not set itself", f"{name!r}", f".{name}")
-        if name not in _KNOWN:
-            error = unknown_key(name, _KNOWN)
+        if name not in known:
+            error = unknown_key(name, known)
             error.at = f".{name}"
             raise error
 
