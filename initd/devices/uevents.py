@@ -6,12 +6,11 @@ import asyncio
 import os
 import socket
 import sys
-from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 # pyudev asks ctypes.util for its libraries' file names, which runs ldconfig or a compiler: the image has neither.
 # Giving the answers in its place also saves 1 MB of modules that it would import.
@@ -58,8 +57,7 @@ class UeventsLostError(Exception):
     """The kernel dropped uevents because the receive buffer was full: what happened must be looked up in sysfs."""
 
 
-@dataclass(frozen=True)
-class Uevent:
+class Uevent(NamedTuple):
     """One uevent. `devname` is the device node's path, or a network interface's name; `modalias` may be empty."""
 
     action: str
@@ -87,28 +85,14 @@ class Uevents:
         """Stop listening; the monitor's own descriptor goes with the object."""
         self._socket.close()
 
-    async def wait(self) -> None:
-        """Return when there is something to read."""
-        await readable(self._monitor.fileno())
-
     def pending(self) -> Iterator[Uevent]:
         """Those that have arrived. Raises UeventsLostError once after an overflow."""
-        while (device := self._receive()) is not None:
-            properties = device.properties
-            yield Uevent(
-                action=device.action or "",
-                subsystem=device.subsystem or "",
-                devpath=device.device_path,
-                devname=properties.get("DEVNAME") or properties.get("INTERFACE"),
-                modalias=properties.get("MODALIAS") or "",
-            )
-
-    def _receive(self) -> pyudev.Device | None:
-        # pyudev's poll looks at POLLERR first and never takes the error off the socket: without reading SO_ERROR, one
-        # overflow would make every later poll fail and the loop spin.
         try:
-            return self._monitor.poll(timeout=0)
+            while (device := self._monitor.poll(timeout=0)) is not None:
+                yield _uevent(device.properties)
         except OSError as error:
+            # pyudev's poll looks at POLLERR first and never takes the error off the socket: without reading SO_ERROR,
+            # one overflow would make every later poll fail and the loop spin.
             if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise UeventsLostError from error
             raise
@@ -125,34 +109,29 @@ def kept(fd: int) -> Iterator[Uevent]:
             except OSError:
                 return
             if port == 0:  # from the kernel
-                yield _parse(data)
+                # A first line, then KEY=VALUE, a NUL after each (Linux lib/kobject_uevent.c).
+                lines = data.decode("utf-8", "replace").split("\0")
+                values = dict(line.split("=", 1) for line in lines[1:] if "=" in line)
+                if "DEVNAME" in values:
+                    values["DEVNAME"] = f"/dev/{values['DEVNAME']}"
+                yield _uevent(values)
 
 
-def _parse(data: bytes) -> Uevent:
-    """A uevent as the kernel sends it: a first line, then KEY=VALUE, a NUL after each (Linux lib/kobject_uevent.c)."""
-    lines = data.decode("utf-8", "replace").split("\0")
-    values = dict(line.split("=", 1) for line in lines[1:] if "=" in line)
-    name = values.get("DEVNAME")
+def _uevent(values: Mapping[str, str]) -> Uevent:
     return Uevent(
         action=values.get("ACTION", ""),
         subsystem=values.get("SUBSYSTEM", ""),
         devpath=values.get("DEVPATH", ""),
-        devname=f"/dev/{name}" if name else values.get("INTERFACE"),
+        devname=values.get("DEVNAME") or values.get("INTERFACE"),
         modalias=values.get("MODALIAS", ""),
     )
 
 
 async def readable(fd: int) -> None:
     """Return when `fd` is readable or has an error to be read."""
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(fd, wake)
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, ready.set)
     try:
-        await ready
+        await ready.wait()
     finally:
         loop.remove_reader(fd)

@@ -1,14 +1,15 @@
 """The devices worker: loads the modules that the hardware asks for, and tells PID 1 of devices and the power button.
 
-It sleeps in the kernel's uevent socket and the power buttons' devices, polls nothing, and ends when both are quiet.
+It sleeps in an epoll of the kernel's uevent socket and the power buttons' devices, and ends when all are quiet.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import select
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from structlog import get_logger
@@ -36,65 +37,64 @@ async def serve(link: Link) -> None:
     PID 1 looks afresh for what it waits for whenever it comes. Sends `device` and `power_button` as they happen, and
     answers `disks []` and `modprobe [alias]`.
     """
-    devices = Devices(link)
-
-    async def modprobe(alias: object) -> list[str]:
-        if not isinstance(alias, str) or not 0 < len(alias) <= ALIAS_LIMIT or "\0" in alias:
-            raise ApiError(Code.INVALID_ARGUMENT, f"modprobe: alias: {alias!r}, expected a module's name or alias")
-        try:
-            return native.load_module(alias)
-        except OSError as error:
-            raise ApiError(Code.FAILED_PRECONDITION, str(error)) from error
-
-    async def list_disks() -> list[DiskInfo]:
-        return await asyncio.to_thread(disks)  # a disk that hangs must not hold up hotplug or the power button
-
-    link.handle("modprobe", modprobe)
-    link.handle("disks", list_disks)
-    try:
+    link.handle("modprobe", _modprobe)
+    link.handle("disks", _disks)
+    with closing(Devices(link)) as devices:
         async with asyncio.TaskGroup() as group:
-            hotplug = group.create_task(devices.run(group))
+            hotplug = group.create_task(devices.run())
             await link.serve(devices.rest)
             hotplug.cancel()
-            devices.stop()
-    finally:
-        devices.close()
+
+
+async def _modprobe(alias: object) -> list[str]:
+    if not isinstance(alias, str) or not 0 < len(alias) <= ALIAS_LIMIT or "\0" in alias:
+        raise ApiError(Code.INVALID_ARGUMENT, f"modprobe: alias: {alias!r}, expected a module's name or alias")
+    try:
+        return native.load_module(alias)
+    except OSError as error:
+        raise ApiError(Code.FAILED_PRECONDITION, str(error)) from error
+
+
+async def _disks() -> list[DiskInfo]:
+    return await asyncio.to_thread(disks)  # a disk that hangs must not hold up hotplug or the power button
 
 
 class Devices:
-    """What was loaded so far, and the power buttons being watched."""
+    """What was loaded so far, and the power buttons being watched, their names by descriptor."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._uevents = Uevents()  # before the walk: what appears during it must not be missed
         self._tried: set[str] = set()
-        self._buttons: dict[str, int] = {}
-        self._watches: set[asyncio.Task[None]] = set()
+        self._buttons: dict[int, str] = {}
+        self._ready = select.epoll()
+        self._ready.register(self._uevents, select.EPOLLIN)
 
     def close(self) -> None:
-        """Hear of no more uevents."""
+        self._ready.close()
         self._uevents.close()
-
-    def stop(self) -> None:
-        """Stop watching the buttons."""
-        for task in self._watches:
-            task.cancel()
+        for fd in self._buttons:
+            os.close(fd)
 
     def rest(self) -> Rest | None:
         """Uevents and buttons are heard by PID 1 as well, if they are not too many for it."""
-        heard = [self._uevents.fileno(), *self._buttons.values()]
+        heard = [self._uevents.fileno(), *self._buttons]
         return Rest(None, heard) if len(heard) <= DESCRIPTORS else None
 
-    async def run(self, group: asyncio.TaskGroup) -> None:
-        """Coldplug, then take uevents as they come, for ever."""
-        self._watch_buttons(group)
-        await self._take_kept(group)
-        await self._coldplug(group)
+    async def run(self) -> None:
+        """Coldplug, then take uevents and presses as they come, for ever."""
+        self._watch_buttons()
+        await self._take_kept()
+        await self._coldplug()
         while True:
-            await self._uevents.wait()
-            await self._take_uevents(group)
+            await readable(self._ready.fileno())
+            for fd, _ in self._ready.poll(0):
+                if fd in self._buttons:
+                    await self._take_press(fd)
+                else:
+                    await self._take_uevents()
 
-    async def _take_kept(self, group: asyncio.TaskGroup) -> None:
+    async def _take_kept(self) -> None:
         """What woke this process: uevents and presses that are still to be read."""
         for fd in self._link.kept[1:]:
             with suppress(OSError):
@@ -103,10 +103,10 @@ class Devices:
             os.close(fd)
         for fd in self._link.kept[:1]:
             for event in uevents.kept(fd):
-                await self._take(event, group)
+                await self._take(event)
         self._link.kept.clear()
 
-    async def _coldplug(self, group: asyncio.TaskGroup) -> None:
+    async def _coldplug(self) -> None:
         """Walk sysfs until it asks for nothing new: a bus that a module drives shows its devices only then."""
         started = time.monotonic()
         modules = 0
@@ -114,29 +114,30 @@ class Devices:
             for alias in found:
                 modules += self._load(alias)
                 await asyncio.sleep(0)  # so that requests are answered between two modules
-        self._watch_buttons(group)
+        self._watch_buttons()
         milliseconds = round((time.monotonic() - started) * 1000, 1)
-        log.info("devices settled", modules=modules, devices=len(found), milliseconds=milliseconds)
         summary = {"modules": modules, "devices": len(found), "milliseconds": milliseconds}
+        log.info("devices settled", **summary)
         await self._link.notify("settled", summary)
 
-    async def _take_uevents(self, group: asyncio.TaskGroup) -> None:
+    async def _take_uevents(self) -> None:
         try:
             for event in self._uevents.pending():
-                await self._take(event, group)
+                await self._take(event)
         except UeventsLostError:
             log.warning("uevents lost, walking sysfs again")
-            await self._coldplug(group)
+            await self._coldplug()
 
-    async def _take(self, event: Uevent, group: asyncio.TaskGroup) -> None:
+    async def _take(self, event: Uevent) -> None:
         self._link.touch()
         if event.action in ("add", "bind") and event.modalias:
             self._load(event.modalias)
         if event.subsystem == "input":
-            self._watch_buttons(group)
+            self._watch_buttons()
         if event.subsystem in REPORTED:
-            fields = ("action", "subsystem", "devpath", "devname")
-            await self._link.notify("device", {field: getattr(event, field) for field in fields})
+            fields = event._asdict()
+            del fields["modalias"]
+            await self._link.notify("device", fields)
 
     def _load(self, alias: str) -> int:
         """Load what drives `alias`, once; returns how many modules that were."""
@@ -151,29 +152,25 @@ class Devices:
             log.warning("module not loaded", alias=alias[:200], error=str(error))
             return 0
 
-    def _watch_buttons(self, group: asyncio.TaskGroup) -> None:
+    def _watch_buttons(self) -> None:
         for name in buttons.find():
-            if name in self._buttons:
+            if name in self._buttons.values():
                 continue
             try:
-                self._buttons[name] = buttons.open_button(name)
+                fd = buttons.open_button(name)
             except OSError as error:
                 log.warning("power button not watched", device=name, error=error.strerror)
                 continue
-            task = group.create_task(self._watch_button(name, self._buttons[name]))
-            self._watches.add(task)
-            task.add_done_callback(self._watches.discard)
+            self._buttons[fd] = name
+            self._ready.register(fd, select.EPOLLIN)
 
-    async def _watch_button(self, name: str, fd: int) -> None:
+    async def _take_press(self, fd: int) -> None:
         try:
-            while True:
-                await readable(fd)
-                if buttons.was_pressed(fd):
-                    await self._pressed(name)
-        except OSError:
-            pass  # unplugged
-        finally:
-            del self._buttons[name]
+            if buttons.was_pressed(fd):
+                await self._pressed(self._buttons[fd])
+        except OSError:  # unplugged
+            self._ready.unregister(fd)  # closing is not enough while PID 1 has the same device
+            del self._buttons[fd]
             os.close(fd)
 
     async def _pressed(self, name: str) -> None:

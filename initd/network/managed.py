@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import structlog
 
@@ -29,7 +30,7 @@ class Managed:
         self, netlink: Netlink, link: Link, interface: Interface, lease: Lease | None, changed: asyncio.Event
     ) -> None:
         self.interface = interface
-        self.link = link
+        self.link = replace(link, running=False)  # until `update`
         self.items: list[Item] = []
         self.errors: list[str] = []
         self._netlink = netlink
@@ -41,20 +42,11 @@ class Managed:
         self._applied = lease
         if interface.dhcp and link.mac:
             self.client = Client(bytes.fromhex(link.mac.replace(":", "")), lease)
+            self._schedule()  # a lease that was handed over ends on time even if no carrier ever comes
 
     @property
     def lease(self) -> Lease | None:
         return self.client.lease if self.client else None
-
-    def start(self, *, certain: bool = False) -> None:
-        """Bring the link up and ask for a lease, before anything is read: this is on the boot's critical path. certain:
-        a lease that was handed over needs no question.
-        """
-        if self.link.running and not (certain and self.client and self.client.resume(boottime())):
-            self._carrier(running=True)
-        elif not self.link.up:
-            self._try("bringing the link up", self._set_link, self.interface.mtu)
-        self._schedule()  # a lease that was handed over ends on time even if no carrier ever comes
 
     def close(self) -> None:
         if self._timer:
@@ -67,15 +59,19 @@ class Managed:
         self.client, self.interface = None, Interface()
         self.reconcile()
 
-    def update(self, link: Link) -> None:
-        """The link is like this now; the DHCP client follows its carrier."""
+    def update(self, link: Link, *, certain: bool = False) -> None:
+        """The link is like this now; the DHCP client follows its carrier, before anything else is read: this is on the
+        boot's critical path. certain: a lease that was handed over needs no question.
+        """
         was, self.link = self.link, link
-        if link.running != was.running:
-            self._carrier(running=link.running)
-
-    def _carrier(self, *, running: bool) -> None:
-        if self.client:
-            self._send(self.client.start(boottime()) if running else self.client.stop())
+        if self.client is None or link.running == was.running:
+            return
+        if not link.running:
+            self._send(self.client.stop())
+        elif certain and self.client.resume(boottime()):
+            self._schedule()
+        else:
+            self._send(self.client.start(boottime()))
 
     def reconcile(self) -> None:
         """Bring the kernel to what is wanted, and look at what it then has."""
@@ -165,15 +161,7 @@ class Managed:
 
 def link_info(link: Link, items: Iterable[Item], *, managed: bool) -> LinkInfo:
     """A link as the API shows it."""
-    return {
-        "name": link.name,
-        "index": link.index,
-        "kind": link.kind,
-        "mac": link.mac,
-        "mtu": link.mtu,
-        "up": link.up,
-        "carrier": link.carrier,
-        "addresses": [item.text for item in items if isinstance(item, Address)],
-        "routes": [item.text for item in items if not isinstance(item, Address)],
-        "managed": managed,
-    }
+    fields = {name: value for name, value in vars(link).items() if name not in ("running", "physical")}
+    addresses = [item.text for item in items if isinstance(item, Address)]
+    routes = [item.text for item in items if not isinstance(item, Address)]
+    return cast("LinkInfo", {**fields, "addresses": addresses, "routes": routes, "managed": managed})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import select
 import socket
 from collections.abc import Collection
 from socket import htonl, htons
@@ -20,42 +19,36 @@ _LINK_HEADER, _ROUTE_HEADER = 32, 28
 _MOST_LINKS = 60  # more links than this and the jumps would not fit their byte
 
 
-class Monitor:
-    """The socket that hears them: that of an earlier process, given as a descriptor, or a new one."""
+def listen() -> socket.socket:
+    """A socket that hears all of them."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    sock.bind((0, _GROUPS))
+    return sock
 
-    def __init__(self, kept: int | None = None) -> None:
-        if kept is not None:
-            self.socket = socket.socket(fileno=kept)
-            return
-        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        self.socket.bind((0, _GROUPS))
 
-    def close(self) -> None:
-        self.socket.close()
+def narrow(sock: socket.socket, indexes: Collection[int], port: int, *, awaiting: bool) -> None:
+    """Hear only of the links with these indexes and of new ones: physical ones, or any if a link that the configuration
+    names is not there yet. What the socket with this port did itself is not news.
+    """
+    if len(indexes) <= _MOST_LINKS:
+        bpf.attach(sock, program(indexes, port, awaiting=awaiting))
 
-    def has_news(self) -> bool:
-        return bool(select.select([self.socket], [], [], 0)[0])
 
-    def narrow(self, indexes: Collection[int], port: int, *, awaiting: bool) -> None:
-        """Hear only of the links with these indexes and of new ones: physical ones, or any if a link that the
-        configuration names is not there yet. What the socket with this port did itself is not news.
-        """
-        if len(indexes) <= _MOST_LINKS:
-            bpf.attach(self.socket, program(indexes, port, awaiting=awaiting))
-
-    def drain(self) -> None:
-        """Take the news as read. What a message says may be overtaken by the next one, or by what this process has done
-        since, so the links are looked at as they are now.
-        """
-        while True:
-            try:
-                self.socket.recv(1)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+def drain(sock: socket.socket) -> bool:
+    """Take the news as read; whether there were any. What a message says may be overtaken by the next one, or by what
+    this process has done since, so the links are looked at as they are now.
+    """
+    news = False
+    while True:
+        try:
+            sock.recv(1)
+        except BlockingIOError:
+            return news
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+        news = True
 
 
 def program(indexes: Collection[int], port: int, *, awaiting: bool) -> bytes:

@@ -50,7 +50,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class Link:
-    """A link as the kernel reports it; `running` means that packets can be sent."""
+    """A link as the kernel reports it, by the names of api.types.LinkInfo; `running`: packets can be sent."""
 
     index: int
     name: str

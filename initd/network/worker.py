@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from initd.network import monitor
 from initd.network.lease import resumed
 from initd.network.managed import Managed, link_info
-from initd.network.monitor import Monitor
 from initd.network.netlink import LOOPBACK, Netlink, boottime
 from initd.network.plan import Interface, Link
 from initd.worker import Rest
@@ -34,17 +35,17 @@ class Network:
     def __init__(self, kept: int | None = None) -> None:
         self.changed = asyncio.Event()
         # First, so that nothing happens unheard between the first look and the first news.
-        self._monitor = Monitor(kept)
-        self._certain = kept is not None and not self._monitor.has_news()
+        self._monitor = monitor.listen() if kept is None else socket.socket(fileno=kept)
+        self._certain = kept is not None and not monitor.drain(self._monitor)
         self._netlink = Netlink()
         self._managed: dict[int, Managed] = {}
         self._interfaces: tuple[Interface, ...] = ()
         self._config: dict[str, Any] = {}
-        asyncio.get_running_loop().add_reader(self._monitor.socket, self._read)
+        asyncio.get_running_loop().add_reader(self._monitor, self._read)
 
     def close(self) -> None:
         """Leave the links as they are."""
-        asyncio.get_running_loop().remove_reader(self._monitor.socket)
+        asyncio.get_running_loop().remove_reader(self._monitor)
         for managed in self._managed.values():
             managed.close()
         self._monitor.close()
@@ -98,7 +99,7 @@ class Network:
             return None
         deadlines = [client.deadline for client in clients if client.deadline is not None]
         wake_after = max(0.0, min(deadlines) - boottime()) if deadlines else None
-        return Rest(wake_after, [self._monitor.socket.fileno()])
+        return Rest(wake_after, [self._monitor.fileno()])
 
     def _order(self, managed: Managed) -> tuple[int, int]:
         """As the configuration lists them, several for one entry by index."""
@@ -114,7 +115,7 @@ class Network:
         return _LOOPBACK if link.index == LOOPBACK else None
 
     def _read(self) -> None:
-        self._monitor.drain()
+        monitor.drain(self._monitor)
         self._look({})
 
     def _look(self, leases: dict[str, LeaseInfo]) -> None:
@@ -127,7 +128,7 @@ class Network:
         self._certain = False
         present = {managed.interface for managed in self._managed.values()}
         awaiting = any(interface not in present for interface in self._interfaces if interface not in _DEFAULT)
-        self._monitor.narrow(self._managed, self._netlink.port, awaiting=awaiting)
+        monitor.narrow(self._monitor, self._managed, self._netlink.port, awaiting=awaiting)
         self.changed.set()
 
     def _take(self, link: Link, lease: LeaseInfo | None) -> None:
@@ -137,12 +138,10 @@ class Network:
         if managed and (managed.interface, managed.link.name, managed.link.mac) != (interface, link.name, link.mac):
             self._managed.pop(link.index).close()
             old, managed = managed.lease, None
-        if managed:
-            managed.update(link)
-        elif interface:
+        if managed is None and interface:
             managed = self._managed[link.index] = Managed(self._netlink, link, interface, old, self.changed)
-            managed.start(certain=self._certain)
         if managed:
+            managed.update(link, certain=self._certain)
             managed.reconcile()
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from initd import native
 from initd.api.protocol import Decoder, Notification, Request, Response, encode
-from initd.devices import aliases, worker
-from initd.devices.uevents import Uevents, UeventsLostError
+from initd.devices import aliases, buttons, worker
+from initd.devices.uevents import Uevents, UeventsLostError, readable
 from initd.worker import Link
 
 if TYPE_CHECKING:
@@ -181,13 +181,38 @@ def test_an_overflow_is_told_once_and_costs_only_what_did_not_fit(device: Path) 
         with closing(Uevents(SMALL)) as uevents:
             for _ in range(FLOOD):
                 (device / "uevent").write_text("change")
-            await uevents.wait()
+            await readable(uevents.fileno())
             with pytest.raises(UeventsLostError):
                 list(uevents.pending())
             assert 0 < sum(event.devpath == devpath for event in uevents.pending()) < FLOOD
             assert not any(event.devpath == devpath for event in uevents.pending())
 
     run(main())
+
+
+@pytest.mark.usefixtures("loads")
+def test_a_press_is_told_and_a_button_that_is_unplugged_is_let_go(
+    device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    also = os.dup(reading)  # as PID 1 has it
+    monkeypatch.setattr(buttons, "find", lambda: ["event9"])
+    monkeypatch.setattr(buttons, "open_button", lambda _name: reading)
+
+    async def test(peer: Peer) -> None:
+        await peer.until(is_settled)
+        for _ in range(2):
+            os.write(writing, PRESS)
+            assert (await peer.until(lambda _message: True)) == [Notification("power_button", [])]
+        monkeypatch.setattr(buttons, "find", list)
+        os.close(writing)
+        (device / "uevent").write_text("change")
+        await peer.until(is_about(device))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(reading)
+
+    with_worker(test)
+    os.close(also)
 
 
 def test_requests_are_answered_and_bad_ones_named(loads: list[str]) -> None:
@@ -235,7 +260,7 @@ def test_what_an_earlier_process_left_unread_is_told(device: Path) -> None:
     (told,) = filter(is_about(device), messages)
     with closing(Uevents()) as uevents:
         (device / "uevent").write_text("change")
-        run(uevents.wait())
+        run(readable(uevents.fileno()))
         (event,) = (event for event in uevents.pending() if event.devpath in str(device))
     assert isinstance(told, Notification)
     fields = ("action", "subsystem", "devpath", "devname")
