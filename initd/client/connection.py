@@ -14,8 +14,8 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from initd.api.protocol import (
@@ -50,8 +50,7 @@ class Client:
         self._timeout = timeout
         self._decoder = Decoder(_LIMITS)
         self._msgid = 0
-        self._items: dict[int, deque[Any]] = {}  # of the streams and calls that run
-        self._responses: dict[int, Response] = {}
+        self._inboxes: dict[int, deque[Notification | Response]] = {}  # of the calls that run, by msgid
         self._socket = _connect(address, timeout)
 
     def __enter__(self) -> Self:
@@ -71,15 +70,11 @@ class Client:
         """
         seconds = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
-        msgid = self._start(method, params, deque(maxlen=0))
-        try:
-            while msgid not in self._responses:
-                if not self._receive(deadline - time.monotonic()):
-                    self._send(Notification(CANCEL, [msgid]))
+        with self._running(method, params) as inbox:
+            while not isinstance(message := self._next(inbox, deadline), Response):
+                if message is None:
                     raise ApiError(Code.DEADLINE_EXCEEDED, f"{method}: no answer in {seconds:g} s")
-            return _result(self._responses[msgid])
-        finally:
-            self._forget(msgid)
+        return _result(message)
 
     def stream(self, method: str, *params: object, idle: float | None = None) -> Generator[Any, None, Any]:
         """Yield the items of a streaming method as they come, until the node ends it or the generator is closed.
@@ -88,31 +83,31 @@ class Client:
         With idle, yield None whenever nothing came for that many seconds. {"dropped": n} stands for n items that this
         client was too slow for. Raises like call().
         """
-        msgid = self._start(method, params, deque())
-        try:
+        with self._running(method, params) as inbox:
             while True:
-                while self._items[msgid]:
-                    yield self._items[msgid].popleft()
-                if msgid in self._responses:
-                    return _result(self._responses[msgid])
-                if not self._receive(idle):
-                    yield None
-        except GeneratorExit:
-            with suppress(ConnectionError):  # a node that is gone has ended the call
-                self._send(Notification(CANCEL, [msgid]))
-            raise
+                message = self._next(inbox, None if idle is None else time.monotonic() + idle)
+                if isinstance(message, Response):
+                    return _result(message)
+                yield message and message.params[1]
+
+    @contextmanager
+    def _running(self, method: str, params: tuple[object, ...]) -> Iterator[deque[Notification | Response]]:
+        """Start a call; what comes for it is put where the caller takes it. One left before its response is cancelled."""
+        self._msgid = msgid = self._msgid % 0xFFFFFFFF + 1
+        inbox = self._inboxes[msgid] = deque()
+        self._send(Request(msgid, method, list(params)))
+        try:
+            yield inbox
         finally:
-            self._forget(msgid)
+            if self._inboxes.pop(msgid, None) is not None:
+                with suppress(ConnectionError):  # a node that is gone has ended the call
+                    self._send(Notification(CANCEL, [msgid]))
 
-    def _start(self, method: str, params: tuple[object, ...], items: deque[Any]) -> int:
-        self._msgid = self._msgid % 0xFFFFFFFF + 1
-        self._items[self._msgid] = items
-        self._send(Request(self._msgid, method, list(params)))
-        return self._msgid
-
-    def _forget(self, msgid: int) -> None:
-        self._items.pop(msgid, None)
-        self._responses.pop(msgid, None)
+    def _next(self, inbox: deque[Notification | Response], deadline: float | None) -> Notification | Response | None:
+        while not inbox:
+            if not self._receive(None if deadline is None else deadline - time.monotonic()):
+                return None
+        return inbox.popleft()
 
     def _send(self, message: Message) -> None:
         try:
@@ -143,10 +138,10 @@ class Client:
         match message:
             case Response(0):  # msgid 0 is none of ours: the node says why it closes the connection
                 raise self._lost(str(ApiError.from_wire(message.error)))
-            case Response(msgid) if msgid in self._items:
-                self._responses[msgid] = message
-            case Notification(method, [int(msgid), item]) if method == STREAM and msgid in self._items:
-                self._items[msgid].append(item)
+            case Response(msgid) if msgid in self._inboxes:
+                self._inboxes.pop(msgid).append(message)
+            case Notification(method, [int(msgid), _]) if method == STREAM and msgid in self._inboxes:
+                self._inboxes[msgid].append(message)
             case _:
                 pass  # what came too late for a call that was given up
 

@@ -40,32 +40,28 @@ def watch(
     try:
         while not until():
             try:
-                client = client or connect()
-                with client:
-                    view.follow(client, until)
+                with client or connect() as asked:
+                    view.follow(asked, until)
                 if not until():
                     view.lost("it ended the stream of events")
             except (ConnectionError, LookupError, ApiError) as error:
                 view.lost(str(error))
             client = None
     finally:
-        view.close()
+        file.write(_WRAP_ON if file.isatty() else "")
 
 
 class _View:
     def __init__(self, file: TextIO, since: int) -> None:
         self._file = file
         self._terminal = file.isatty()
+        self._style = Style(file)
         self._boot = ""
         self._seen = 0 if self._terminal else since  # the number of the last event, in that boot
         self._height = 0  # lines drawn, to be drawn over
-        self._events: deque[dict[str, Any]] = deque(maxlen=200)
+        self._events: deque[str] = deque(maxlen=200)
         self._pods = ""
         self._pods_at = 0.0
-
-    def close(self) -> None:
-        if self._terminal:
-            self._file.write(_WRAP_ON)
 
     def follow(self, client: Client, until: Callable[[], bool]) -> None:
         """Show the node until it ends the stream, or until() is true. Raises ConnectionError, ApiError."""
@@ -78,34 +74,38 @@ class _View:
         for event in client.stream("events", self._seen, True, idle=_IDLE_SECONDS):
             if event:
                 self._seen = event.get("seq", self._seen)
-            if event and not self._terminal:
-                print(views.event(event, Style(self._file)), file=self._file, flush=True)
-            elif event:
-                self._events.append(event)
+                self._events.append(views.event(event, self._style))
             now = time.monotonic()
-            if self._terminal and now - drawn >= _REDRAW_SECONDS:
-                self._draw(self._lines(client, Style(self._file)))
+            if not self._terminal and event:
+                print(self._events[-1], file=self._file, flush=True)
+            elif self._terminal and now - drawn >= _REDRAW_SECONDS:
+                self._draw(self._lines(client, now))
                 drawn = now
             if until():
                 return
 
     def lost(self, reason: str) -> None:
         """Say that the node is gone, and wait a moment."""
-        line = f"{Style(self._file).paint('waiting for the node', 'yellow')}: {clean(reason)}"
+        line = f"{self._style.paint('waiting for the node', 'yellow')}: {clean(reason)}"
         if self._terminal:
             self._draw([line])
         else:
             print(line, file=self._file, flush=True)
         time.sleep(_RETRY_SECONDS)
 
-    def _lines(self, client: Client, style: Style) -> list[str]:
-        lines = views.status(client.call("status"), style).splitlines()
-        lines += ["", *views.services(client.call("services"), style).splitlines()]
-        lines += ["", *self._ask_pods(client, style).splitlines(), ""]
+    def _lines(self, client: Client, now: float) -> list[str]:
+        self._style = Style(self._file)  # the terminal may have another size by now
+        if not self._pods or now - self._pods_at >= _PODS_SECONDS:
+            try:
+                self._pods = views.pods(client.call("pods"), self._style)
+            except ApiError as error:  # containerd is not there yet, or not any more
+                self._pods = self._style.paint(f"pods: {clean(error.message)}", "yellow")
+            self._pods_at = now
+        status = views.status(client.call("status"), self._style)
+        services = views.services(client.call("services"), self._style)
+        lines = "\n\n".join([status, services, self._pods, ""]).splitlines()
         room = shutil.get_terminal_size().lines - len(lines) - 1
-        if room > 0:
-            lines += [views.event(event, style) for event in list(self._events)[-room:]]
-        return lines
+        return lines + list(self._events)[-room:] if room > 0 else lines
 
     def _draw(self, lines: list[str]) -> None:
         shown = lines[: shutil.get_terminal_size().lines - 1]
@@ -113,12 +113,3 @@ class _View:
         self._height = len(shown)
         self._file.write("".join([_WRAP_OFF, up, _CLEAR_BELOW, *(f"{line}\n" for line in shown)]))
         self._file.flush()
-
-    def _ask_pods(self, client: Client, style: Style) -> str:
-        if not self._pods or time.monotonic() - self._pods_at >= _PODS_SECONDS:
-            try:
-                self._pods = views.pods(client.call("pods"), style)
-            except ApiError as error:  # containerd is not there yet, or not any more
-                self._pods = style.paint(f"pods: {clean(error.message)}", "yellow")
-            self._pods_at = time.monotonic()
-        return self._pods
