@@ -11,27 +11,20 @@ import os
 import signal
 import socket
 import struct
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from initd.api.registry import Peer, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
+
+    from initd.config.schema import RoleConfig
 
 _SO_PEERPIDFD = 77  # Linux 6.5, asm-generic/socket.h; the socket module has no name for it
 _CREDENTIALS = struct.Struct("iII")  # struct ucred
-_NOBODY: Mapping[int, Role] = MappingProxyType({})
 
 
-class Grants(NamedTuple):
-    """Roles that the configuration gives, by uid and by primary gid."""
-
-    users: Mapping[int, Role] = _NOBODY
-    groups: Mapping[int, Role] = _NOBODY
-
-
-def identify(connection: socket.socket, grants: Grants) -> Peer:
+def identify(connection: socket.socket, roles: Iterable[RoleConfig]) -> Peer:
     """Return who is at the other end of a Unix socket, as of its connect(2). Raises OSError if that is not known."""
     pid, uid, gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     cgroup = _cgroup_of(connection, pid)
@@ -39,16 +32,17 @@ def identify(connection: socket.socket, grants: Grants) -> Peer:
         return Peer(pid, uid, gid, Role.NONE, f"uid {uid} pid {pid} (gone)")
     in_pod = is_pod(cgroup)
     text = f"uid {uid} pid {pid}{' in a pod' if in_pod else ''}"
-    return Peer(pid, uid, gid, role(uid, gid, grants, in_pod=in_pod), text)
+    return Peer(pid, uid, gid, role(uid, gid, roles, in_pod=in_pod), text)
 
 
-def role(uid: int, gid: int, grants: Grants, *, in_pod: bool) -> Role:
-    """Decide what a peer may do."""
+def role(uid: int, gid: int, roles: Iterable[RoleConfig], *, in_pod: bool) -> Role:
+    """Decide what a peer may do; gid is its primary group."""
     if in_pod:
         return Role.NONE
     if uid == 0:
         return Role.ADMIN
-    return max(grants.users.get(uid, Role.NONE), grants.groups.get(gid, Role.NONE))
+    granted = (Role[entry.role.upper()] for entry in roles if uid == entry.uid or gid == entry.gid)
+    return max(granted, default=Role.NONE)
 
 
 def is_pod(cgroup: str) -> bool:

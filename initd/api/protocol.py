@@ -15,12 +15,9 @@ PID 1 imports this before most of the standard library is there, so it imports n
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
 STREAM, CANCEL, HELLO = "stream", "cancel", "hello"
@@ -86,7 +83,6 @@ class ProtocolError(Exception):
 
     def __init__(self, reason: str, messages: tuple[Message, ...] = ()) -> None:
         super().__init__(reason)
-        self.reason = reason
         self.messages = messages
 
 
@@ -192,8 +188,7 @@ class Decoder:
 
     def _check_size(self, end: int) -> None:
         if end - self._start > self._limits.message:
-            message = f"message of more than {self._limits.message} bytes"
-            raise ValueError(message)
+            raise ValueError(f"message of more than {self._limits.message} bytes")
 
 
 class Marker:
@@ -220,16 +215,13 @@ def is_nonce(value: object) -> bool:
 
 
 def _refuse_extension(code: int, _data: bytes) -> object:
-    message = f"extension type {code}"
-    raise ValueError(message)
+    raise ValueError(f"extension type {code}")
 
 
-def _message(value: object, depth: int) -> Message:
+def _message(value: Any, depth: int) -> Message:
     """Check the shape of one decoded frame; ValueError says what is wrong with it."""
-    if _deeper_than(depth, value):
-        message = f"message nested more than {depth} levels deep"
-        raise ValueError(message)
     if type(value) is list and value and type(value[0]) is int:  # type(), because True is an int and 1.0 equals 1
+        _check_depth(value, depth)
         match value:
             case [0, msgid, str(method), list(params)] if _is_msgid(msgid):
                 return Request(msgid, method, params)
@@ -237,25 +229,18 @@ def _message(value: object, depth: int) -> Message:
                 return Response(msgid, error, result)
             case [2, str(method), list(params)]:
                 return Notification(method, params)
-    message = "expected [0, msgid, method, params], [1, msgid, error, result] or [2, method, params]"
-    raise ValueError(message)
+    raise ValueError("expected [0, msgid, method, params], [1, msgid, error, result] or [2, method, params]")
 
 
 def _is_msgid(value: object) -> bool:
     return type(value) is int and 0 <= value < _MSGID_END
 
 
-def _deeper_than(depth: int, value: object) -> bool:
+def _check_depth(frame: list[Any], depth: int) -> None:
     """Walk level by level, without recursion: the unpacker itself goes down to 1024 levels."""
-    level = [value]
+    level: list[Any] = [frame]
     for _ in range(depth):
-        level = [child for parent in level for child in _children(parent) if type(child) in (list, dict)]
-        if not level:
-            return False
-    return True
-
-
-def _children(value: object) -> Iterable[object]:
-    if type(value) is dict:
-        return value.values()
-    return value if type(value) is list else ()
+        inner = (child for parent in level for child in (parent.values() if type(parent) is dict else parent))
+        level = [child for child in inner if type(child) in (list, dict)]
+    if level:
+        raise ValueError(f"message nested more than {depth} levels deep")

@@ -84,7 +84,7 @@ class Session(asyncio.BufferedProtocol):
         try:
             messages, reason = self._decoder.feed(data), ""
         except ProtocolError as error:
-            messages, reason = list(error.messages), error.reason
+            messages, reason = list(error.messages), str(error)
         for message in messages:
             reason = self._handle(message) or reason
         if reason:
@@ -274,6 +274,6 @@ class Session(asyncio.BufferedProtocol):
 def _frame(message: Message) -> bytes:
     data = encode(message)
     if len(data) > MAX_RESPONSE:
-        found = f"the answer has {len(data)} bytes, more than {MAX_RESPONSE}"
-        raise ApiError(Code.RESOURCE_EXHAUSTED, f"{found}: ask for less")
+        found = f"the answer has {len(data)} bytes, more than {MAX_RESPONSE}: ask for less"
+        raise ApiError(Code.RESOURCE_EXHAUSTED, found)
     return data

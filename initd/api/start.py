@@ -35,7 +35,8 @@ async def serve(node: Node) -> None:
     """Answer from now on. A line that cannot be had is logged and tried again: the Unix socket alone will do."""
     api = Api(node, METHODS)
     if node.listener is not None:
-        await listen(api, socket.socket(fileno=node.listener), partial(access.identify, grants=_grants(node)))
+        roles = node.config.api.roles if node.config is not None else ()
+        await listen(api, socket.socket(fileno=node.listener), partial(access.identify, roles=roles))
     for name, begin in (("serial", _serial), ("vsock", _vsock)):
         role = _role(node, f"initd.api.{name}")
         if role is not None:
@@ -106,10 +107,3 @@ def _role(node: Node, key: str) -> Role | None:
         log.error(f"{key}: found {name!r}, expected reader, operator or admin")
         return None
     return Role[name.upper()] if name is not None else None
-
-
-def _grants(node: Node) -> access.Grants:
-    roles = node.config.api.roles if node.config is not None else ()
-    users = {entry.uid: Role[entry.role.upper()] for entry in roles if entry.uid is not None}
-    groups = {entry.gid: Role[entry.role.upper()] for entry in roles if entry.gid is not None}
-    return access.Grants(users, groups)

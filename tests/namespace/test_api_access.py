@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from initd.api.access import Grants, identify
+from initd.api.access import identify
 from initd.api.registry import Role
+from initd.config.schema import RoleConfig
 from tests.unit.api_support import listen
 
 if TYPE_CHECKING:
@@ -49,12 +50,12 @@ def test_the_role_is_that_of_the_process_that_connected(tmp_path: Path, uid: int
             connection, _ = listener.accept()
             with connection:
                 assert connection.recv(1) == b"x"
-                peer = identify(connection, Grants({1234: Role.READER}))
+                peer = identify(connection, [RoleConfig("reader", uid=1234)])
                 assert (peer.pid, peer.uid, peer.gid, peer.role) == (pid, uid, uid, role)
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 pid = 0
-                late = identify(connection, Grants({1234: Role.READER}))
+                late = identify(connection, [RoleConfig("reader", uid=1234)])
                 assert (late.uid, late.role) == (uid, Role.NONE), "its pid may be another process by now"
         finally:
             if pid:

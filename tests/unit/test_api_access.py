@@ -8,10 +8,11 @@ import socket
 import pytest
 
 from initd.api import access
-from initd.api.access import Grants, identify, is_pod, role
+from initd.api.access import identify, is_pod, role
 from initd.api.registry import Role
+from initd.config.schema import RoleConfig
 
-GRANTS = Grants(users={1000: Role.OPERATOR}, groups={100: Role.READER, 0: Role.READER})
+GRANTS = (RoleConfig("operator", uid=1000), RoleConfig("reader", gid=100), RoleConfig("reader", gid=0))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_pods_are_known_by_their_cgroup(cgroup: str, expected: bool) -> None:
 def test_the_kernel_says_who_connected() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        peer = identify(ours, Grants({os.getuid(): Role.ADMIN}))
+        peer = identify(ours, [RoleConfig("admin", uid=os.getuid())])
     assert (peer.pid, peer.uid, peer.gid, peer.role) == (os.getpid(), os.getuid(), os.getgid(), Role.ADMIN)
     assert f"pid {os.getpid()}" in peer.text
 
@@ -60,4 +61,4 @@ def test_a_peer_that_has_ended_has_no_role(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(access, "_cgroup_of", lambda *_: None)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert identify(ours, Grants({os.getuid(): Role.ADMIN})).role is Role.NONE
+        assert identify(ours, [RoleConfig("admin", uid=os.getuid())]).role is Role.NONE

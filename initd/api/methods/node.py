@@ -1,4 +1,4 @@
-"""The node as a whole: version, status, events, boot times, reboot and shutdown."""
+"""The node as a whole: version, status, configuration, events, boot times, reboot and shutdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from initd.supervise.states import State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from initd.api.types import BootTimes, Event, LastBoot, NodeStatus, VersionInfo
+    from initd.api.types import BootTimes, ConfigInfo, Event, LastBoot, NodeStatus, VersionInfo
 
 IMAGE_VERSION = "/usr/share/initd/version"
 
@@ -62,6 +62,28 @@ async def schema(_call: Call) -> dict[str, object]:
 async def status(call: Call) -> NodeStatus:
     """The node's name, address, phase, and whether it is ready; if not, why."""
     return call.node.status()
+
+
+@method("config", Role.READER)
+async def config(call: Call) -> ConfigInfo:
+    """The configuration in force, where it came from, and what is wrong with it if anything is."""
+    import msgspec  # noqa: PLC0415 there already if a configuration was read
+
+    node = call.node
+    return {
+        "source": node.found.source if node.found else None,
+        "text": node.found.text if node.found else "",
+        "values": msgspec.to_builtins(node.config) if node.config is not None else {},
+        "error": node.config_error,
+    }
+
+
+@method("config.schema", Role.READER)
+async def config_schema(_call: Call) -> dict[str, Any]:
+    """The configuration's JSON Schema."""
+    from initd.config.schema import json_schema  # noqa: PLC0415 there already if a configuration was read
+
+    return json_schema()
 
 
 @method("boot.last", Role.READER)
