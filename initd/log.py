@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from initd.events import boottime
@@ -148,24 +149,14 @@ def flush() -> None:
         _log.console.flush()
 
 
-def debug(event: str, **fields: Any) -> None:
-    """Record what only someone who looks for a fault wants."""
-    _log.record("debug", event, fields)
+def _record(level: str, event: str, /, **fields: Any) -> None:
+    _log.record(level, event, fields)
 
 
-def info(event: str, **fields: Any) -> None:
-    """Record what happened."""
-    _log.record("info", event, fields)
-
-
-def warning(event: str, **fields: Any) -> None:
-    """Record what went wrong and was dealt with."""
-    _log.record("warning", event, fields)
-
-
-def error(event: str, **fields: Any) -> None:
-    """Record what went wrong and needs someone."""
-    _log.record("error", event, fields)
+debug = partial(_record, "debug")  # what only someone who looks for a fault wants
+info = partial(_record, "info")  # what happened
+warning = partial(_record, "warning")  # what went wrong and was dealt with
+error = partial(_record, "error")  # what went wrong and needs someone
 
 
 def exception(event: str, failure: BaseException, **fields: Any) -> None:

@@ -60,12 +60,11 @@ def dependencies(text: str, name: str) -> list[str]:
     return []
 
 
-def make_static_nodes() -> int:
+def make_static_nodes() -> None:
     """Make the device nodes that modules.devname lists, so that opening one (/dev/fuse, /dev/net/tun) loads its module.
 
-    Returns how many were made. Raises OSError if the list or /dev cannot be used.
+    Raises OSError if the list or /dev cannot be used.
     """
-    made = 0
     with open(f"{directory()}/modules.devname", encoding="ascii") as file:
         lines = [line.split() for line in file if not line.startswith("#")]
     for _, node, device in lines:
@@ -77,7 +76,5 @@ def make_static_nodes() -> int:
         kind = stat.S_IFBLK if device[0] == "b" else stat.S_IFCHR
         try:
             os.mknod(path, kind | 0o600, os.makedev(int(major), int(minor)))
-            made += 1
         except FileExistsError:
             continue  # its module has just been loaded, and devtmpfs made it
-    return made

@@ -163,29 +163,22 @@ def _text(what: str, value: str) -> bytes:
     return data
 
 
-def _checked(result: int, call: str, path: str | None = None) -> int:
+def _checked(result: int, call: str, path: str | None = None, source: str | None = None) -> int:
     if result < 0:
         number = ffi.errno
-        raise OSError(number, f"{call}: {os.strerror(number)}", path)
+        raise OSError(number, f"{call}: {os.strerror(number)}", path, None, source)
     return result
 
 
 def mount(source: str, target: str, fstype: str, flags: MountFlag = MountFlag.NONE, data: str = "") -> None:
     """Attach a file system, or change or move a mount. The error's filename is the target, its filename2 the source."""
     raw = (_text("source", source), _text("target", target), _text("fstype", fstype), int(flags), _text("data", data))
-    if lib.mount(*raw) < 0:
-        number = ffi.errno
-        raise OSError(number, f"mount: {os.strerror(number)}", target, None, source)
+    _checked(lib.mount(*raw), "mount", target, source)
 
 
 def umount(target: str, flags: UmountFlag = UmountFlag.NONE) -> None:
     """Detach the mount at `target`: umount2(2)."""
     _checked(lib.umount2(_text("target", target), int(flags)), "umount", target)
-
-
-def move_mount(source: str, target: str) -> None:
-    """Move the mount at `source`, with all below it, to `target` (mount(2), MS_MOVE)."""
-    mount(source, target, "", MountFlag.MOVE)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
@@ -200,10 +193,7 @@ def _strings(what: str, values: Collection[str]) -> tuple[object, list[object]]:
 
 
 def _mask(capabilities: Collection[int]) -> int:
-    mask = 0
-    for capability in capabilities:
-        mask |= 1 << capability
-    return mask
+    return sum(1 << capability for capability in frozenset(capabilities))
 
 
 def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
@@ -219,7 +209,9 @@ def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
     envp, _envp = _strings("env", [f"{name}={value}" for name, value in spec.env.items()])
     cwd = ffi.new("char[]", _text("cwd", spec.cwd))
     descriptors = ffi.new("struct initd_descriptor[]", [(child, parent, -1) for child, parent in spec.fds.items()])
-    limits = ffi.new("struct initd_limit[]", [(kind, *map(_limit, pair)) for kind, pair in spec.rlimits.items()])
+    # RLIM_INFINITY is -1 in Python and the greatest number in C.
+    rows = [(kind, *(value & 0xFFFF_FFFF_FFFF_FFFF for value in pair)) for kind, pair in spec.rlimits.items()]
+    limits = ffi.new("struct initd_limit[]", rows)
     score = ffi.NULL if spec.oom_score_adj is None else ffi.new("char[]", str(spec.oom_score_adj).encode())
     raw = {
         "argv": argv, "envp": envp, "cwd": cwd, "cgroup": spec.cgroup, "namespaces": int(spec.namespaces),
@@ -233,11 +225,6 @@ def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
         stage = next(stage for stage in Stage if stage.value[0] == child.stage)
         raise SpawnError(child.error, spec.argv[0] if spec.argv else "fork", stage)
     return Child(child.pid, child.pidfd)
-
-
-def _limit(value: int) -> int:
-    """RLIM_INFINITY is -1 in Python and the greatest number in C."""
-    return value & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def wait_any() -> int | None:
@@ -282,12 +269,7 @@ def read_signal(fd: int) -> SignalInfo | None:
 
 def reboot(command: RebootCommand) -> None:
     """End the system: acts at once and does not sync. Only CAD_OFF returns."""
-    _checked(lib.reboot(_signed(command)), "reboot")
-
-
-def _signed(value: int) -> int:
-    """The C compiler gives some reboot commands as unsigned, and the call takes an int."""
-    return value - (1 << 32) if value >= 1 << 31 else value
+    _checked(lib.reboot(command), "reboot")
 
 
 def sethostname(name: str) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from enum import Enum, auto
+from enum import Enum
 from socket import inet_aton
 from typing import NamedTuple
 
@@ -36,16 +36,7 @@ _PARAMETERS = bytes((
 ))  # fmt: skip
 
 
-class State(Enum):
-    """Where the client is; see the module's text."""
-
-    INIT = auto()
-    SELECTING = auto()
-    REQUESTING = auto()
-    REBOOTING = auto()
-    BOUND = auto()
-    RENEWING = auto()
-    REBINDING = auto()
+State = Enum("State", ("INIT", "SELECTING", "REQUESTING", "REBOOTING", "BOUND", "RENEWING", "REBINDING"))
 
 
 class Send(NamedTuple):

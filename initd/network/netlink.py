@@ -201,20 +201,15 @@ def _address_message(index: int, address: Address) -> Any:
 
 def _route_message(index: int, route: Route) -> Any:
     network, _, prefix = route.to.partition("/")
-    destination = network if int(prefix) else None
-    attributes = {"RTA_DST": destination, "RTA_GATEWAY": route.via, "RTA_PREFSRC": route.source}
-    return _fill(
-        _RouteMessage(),
-        family=family(network),
-        dst_len=int(prefix),
-        type=_UNICAST,
-        table=_MAIN_TABLE,
-        proto=PROTOCOL,
-        scope=_UNIVERSE if route.via or ":" in network else _LINK_SCOPE,
-        flags=_ONLINK if route.via else 0,  # the gateway need not be in a subnet of the link
-        attrs=[
-            ["RTA_OIF", index],
-            ["RTA_PRIORITY", route.metric],
-            *([name, value] for name, value in attributes.items() if value),
-        ],
-    )
+    attributes = {
+        "RTA_OIF": index,
+        "RTA_PRIORITY": route.metric,
+        "RTA_DST": network if int(prefix) else None,
+        "RTA_GATEWAY": route.via,
+        "RTA_PREFSRC": route.source,
+    }
+    message = _fill(_RouteMessage(), family=family(network), dst_len=int(prefix), type=_UNICAST, proto=PROTOCOL)
+    message["table"], message["scope"] = _MAIN_TABLE, _UNIVERSE if route.via or ":" in network else _LINK_SCOPE
+    message["flags"] = _ONLINK if route.via else 0  # the gateway need not be in a subnet of the link
+    message["attrs"] = [[name, value] for name, value in attributes.items() if value]
+    return message

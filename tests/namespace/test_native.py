@@ -36,7 +36,7 @@ def test_mount_move_remount_and_umount(isolated: Isolated, tmp_path: Path) -> No
         os.mkdir(second)
         native.mount("tmpfs", first, "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "size=64k,mode=0700")
         Path(first, "file").write_text("x")
-        native.move_mount(first, second)
+        native.mount(first, second, "", MountFlag.MOVE)
         assert Path(second, "file").exists()
         assert os.listdir(first) == []
         before = mount_options(second)
