@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 _SO_ATTACH_FILTER = 26
 # Operation codes (linux/bpf_common.h); a load goes to A, or from packet offset X + k with _AT.
-LOAD_BYTE, LOAD_HALF, LOAD_WORD, LOAD_HALF_AT, LOAD_WORD_AT = 0x30, 0x28, 0x20, 0x48, 0x40
+LOAD_BYTE, LOAD_HALF, LOAD_WORD, LOAD_HALF_AT = 0x30, 0x28, 0x20, 0x48
 LOAD_IP_HEADER = 0xB1  # X = 4 * (byte[k] & 15)
-SET, SET_X, COPY_TO_X = 0x00, 0x01, 0x07
+SET, SET_X = 0x00, 0x01
 EQUAL, ANY_BIT, RETURN = 0x15, 0x45, 0x06
 
 

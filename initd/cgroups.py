@@ -88,27 +88,18 @@ def processes(path: str, root: str = ROOT) -> list[int]:
     """The pids in the cgroup `path` and below it, in no order; empty if there is no such cgroup."""
     pids: list[int] = []
     for directory, _, _ in os.walk(f"{root}/{path}"):
-        try:
-            pids += map(int, _read(f"{directory}/cgroup.procs").split())
-        except OSError:
-            continue  # a cgroup may go, or be threaded, while we walk
+        pids += map(int, _read(f"{directory}/cgroup.procs").split())
     return pids
 
 
 def populated(path: str, root: str = ROOT) -> bool:
     """Whether any process lives in the cgroup or below it."""
-    try:
-        return "populated 1" in _read(f"{root}/{path}/cgroup.events")
-    except OSError:
-        return False
+    return "populated 1" in _read(f"{root}/{path}/cgroup.events")
 
 
 def oom_kills(path: str, root: str = ROOT) -> int:
     """How many processes of the cgroup the kernel's OOM killer ended so far."""
-    try:
-        words = _read(f"{root}/{path}/memory.events").split()
-    except OSError:
-        return 0
+    words = _read(f"{root}/{path}/memory.events").split()
     return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
 
@@ -121,5 +112,8 @@ def _write(path: str, text: str) -> None:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read()
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""  # a cgroup may go, or be threaded, at any time

@@ -120,15 +120,11 @@ def mount_all(rows: tuple[Mount, ...] = TABLE) -> list[str]:
 def _mount(row: Mount) -> None:
     if row.make:
         os.makedirs(row.target, exist_ok=True)
-    if is_mount_point(row.target):
+    # Mounted already is what is on another device than its parent; a bind mount of the same device is not seen.
+    if os.lstat(row.target).st_dev != os.lstat(os.path.dirname(row.target) or "/").st_dev:
         native.mount("", row.target, "", row.flags | MountFlag.REMOUNT | MountFlag.BIND)
     else:
         native.mount(row.source, row.target, row.type, row.flags, row.data)
-
-
-def is_mount_point(path: str) -> bool:
-    """Whether `path` is on another device than its parent (a bind mount of the same device is not seen)."""
-    return os.lstat(path).st_dev != os.lstat(os.path.dirname(path) or "/").st_dev
 
 
 def unescape(text: str) -> str:

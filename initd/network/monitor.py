@@ -14,8 +14,7 @@ from initd.network import netlink
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 _RECEIVE_BUFFER = 1 << 20
 _ATTRIBUTE = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR: A = where the attribute X is found from A on, or 0
-_RTA_OIF, _IFLA_PARENT_DEV_NAME = 4, 56
-_LINK_HEADER, _ROUTE_HEADER = 32, 28
+_LINK_HEADER, _IFLA_PARENT_DEV_NAME = 32, 56
 _MOST_LINKS = 60  # more links than this and the jumps would not fit their byte
 
 
@@ -64,13 +63,8 @@ def program(indexes: Collection[int], port: int, *, awaiting: bool) -> bytes:
             Op(bpf.EQUAL, htonl(port), true="drop"),
             Op(bpf.LOAD_HALF, 4),
             Op(bpf.EQUAL, htons(netlink.DELETE_ROUTE), false="by index"),
-            Op(bpf.SET, _ROUTE_HEADER),
-            Op(bpf.SET_X, _RTA_OIF),
-            Op(bpf.LOAD_WORD, _ATTRIBUTE),
-            Op(bpf.EQUAL, 0, true="drop"),
-            Op(bpf.COPY_TO_X),
-            Op(bpf.LOAD_WORD_AT, 4),
-            Op(bpf.EQUAL, 0, true="drop", false="indexes"),
+            Op(bpf.LOAD_BYTE, 21),  # rtm_protocol: only a route of ours is missed
+            Op(bpf.EQUAL, netlink.PROTOCOL, true="take", false="drop"),
             "link",
             *([Op(bpf.RETURN, 0xFFFFFFFF)] if awaiting else []),
             Op(bpf.SET, _LINK_HEADER),
@@ -79,7 +73,6 @@ def program(indexes: Collection[int], port: int, *, awaiting: bool) -> bytes:
             Op(bpf.EQUAL, 0, false="take"),
             "by index",
             Op(bpf.LOAD_WORD, 20),  # ifi_index and ifa_index stand at the same place
-            "indexes",
             *ours,
             "drop",
             Op(bpf.RETURN, 0),

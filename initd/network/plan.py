@@ -11,7 +11,7 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from initd.network.lease import Lease
 
@@ -22,21 +22,17 @@ DHCP_METRIC = 1000
 
 @dataclass(frozen=True)
 class Interface:
-    """What the configuration asks of one link; a name or hardware address of None means every Ethernet link."""
+    """What the configuration asks of one link, by its names (msgspec would cost this process 5 MB); a name or hardware
+    address of None means every Ethernet link.
+    """
 
     name: str | None = None
     mac: str | None = None
     dhcp: bool = False
-    addresses: tuple[str, ...] = ()
+    addresses: Sequence[str] = ()
     gateway: str | None = None
     mtu: int | None = None
-    routes: tuple[tuple[str, str | None, int | None], ...] = ()
-
-    @classmethod
-    def parse(cls, table: Mapping[str, Any]) -> Interface:
-        """From the checked configuration's plain data (msgspec would cost this process 5 MB)."""
-        routes = tuple((route["to"], route.get("via"), route.get("metric")) for route in table.get("routes", ()))
-        return cls(**{**table, "addresses": tuple(table.get("addresses", ())), "routes": routes})
+    routes: Sequence[Mapping[str, Any]] = ()
 
     @property
     def text(self) -> str:
@@ -94,7 +90,10 @@ Item = Address | Route
 def wanted(interface: Interface, lease: Lease | None, index: int) -> list[Item]:
     """The addresses and routes that the configuration and the lease together ask of the link with that index."""
     addresses = [Address(normal(text)) for text in interface.addresses]
-    routes = [Route(normal(to), via and _plain(via), _metric(to, metric)) for to, via, metric in interface.routes]
+    routes = [
+        Route(normal(row["to"]), _plain(row["via"]) if row.get("via") else None, _metric(row["to"], row.get("metric")))
+        for row in interface.routes
+    ]
     if interface.gateway:
         everywhere = "::/0" if ":" in interface.gateway else "0.0.0.0/0"
         routes.append(Route(everywhere, _plain(interface.gateway), GATEWAY_METRIC + index))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from initd.api.types import LeaseInfo, NetworkState
     from initd.worker import Link as Connection
 
-_DEFAULT = (Interface(dhcp=True),)
+_DEFAULT = [Interface(dhcp=True)]
 _LOOPBACK = Interface(name="lo")
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ class Network:
         self._certain = kept is not None and not monitor.drain(self._monitor)
         self._netlink = Netlink()
         self._managed: dict[int, Managed] = {}
-        self._interfaces: tuple[Interface, ...] = ()
+        self._interfaces = _DEFAULT
         self._config: dict[str, Any] = {}
         asyncio.get_running_loop().add_reader(self._monitor, self._read)
 
@@ -56,7 +56,7 @@ class Network:
         nothing to ask if that process rested and no link has changed since.
         """
         self._config = config
-        self._interfaces = tuple(Interface.parse(table) for table in config.get("interfaces", ())) or _DEFAULT
+        self._interfaces = [Interface(**table) for table in config.get("interfaces", ())] or _DEFAULT
         for index, managed in list(self._managed.items()):
             if self._interface_of(managed.link) != managed.interface:
                 del self._managed[index]
@@ -72,9 +72,11 @@ class Network:
 
     def summary(self) -> NetworkState:
         """The state with the owned links only."""
-        owned = sorted(self._managed.values(), key=self._order)
+        # As the configuration lists them, several for one entry by index.
+        places = [_LOOPBACK, *self._interfaces]
+        owned = sorted(self._managed.values(), key=lambda item: (places.index(item.interface), item.link.index))
         configured = [managed for managed in owned if managed.interface != _LOOPBACK]
-        present = {managed.interface for managed in configured}
+        present = [managed.interface for managed in configured]
         leases = [managed.lease for managed in configured if managed.lease]
         # Without a configuration a second card may well have no cable; a configured one should.
         asked = [managed for managed in configured if managed.link.running or self._interfaces != _DEFAULT]
@@ -101,11 +103,6 @@ class Network:
         wake_after = max(0.0, min(deadlines) - boottime()) if deadlines else None
         return Rest(wake_after, [self._monitor.fileno()])
 
-    def _order(self, managed: Managed) -> tuple[int, int]:
-        """As the configuration lists them, several for one entry by index."""
-        known = managed.interface in self._interfaces
-        return self._interfaces.index(managed.interface) if known else -1, managed.link.index
-
     def _interface_of(self, link: Link) -> Interface | None:
         """What the configuration asks of a link; one link only for each entry with a name or hardware address."""
         for interface in self._interfaces:
@@ -126,7 +123,7 @@ class Network:
         for link in sorted(links.values(), key=lambda link: link.index):
             self._take(link, leases.get(link.name))
         self._certain = False
-        present = {managed.interface for managed in self._managed.values()}
+        present = [managed.interface for managed in self._managed.values()]
         awaiting = any(interface not in present for interface in self._interfaces if interface not in _DEFAULT)
         monitor.narrow(self._monitor, self._managed, self._netlink.port, awaiting=awaiting)
         self.changed.set()

@@ -13,13 +13,11 @@ from initd.network.plan import Address, Interface, Item, Link, Route, mtu, norma
 ETH0 = Link(2, "eth0", "ether", "52:54:00:12:34:56", 1500, up=True, carrier=True, running=True, physical=True)
 LEASE = Lease("10.0.2.15/24", "10.0.2.2", 0.0, 500.0, 875.0, 1000.0, routes=(("0.0.0.0/0", "10.0.2.2"),), mtu=1400)
 DHCP = Interface(name="eth0", dhcp=True)
-STATIC = Interface.parse(
-    {
-        "name": "eth0",
-        "addresses": ["192.0.2.10/24", "2001:DB8:0::10/64"],
-        "gateway": "192.0.2.1",
-        "routes": [{"to": "198.51.100.0/24", "via": "203.0.113.1", "metric": None}, {"to": "2001:db8:1::/48"}],
-    }
+STATIC = Interface(
+    name="eth0",
+    addresses=["192.0.2.10/24", "2001:DB8:0::10/64"],
+    gateway="192.0.2.1",
+    routes=[{"to": "198.51.100.0/24", "via": "203.0.113.1", "metric": None}, {"to": "2001:db8:1::/48"}],
 )
 
 
