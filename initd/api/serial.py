@@ -25,11 +25,7 @@ _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR | 
 
 def find_port(name: str = PORT_NAME, ports: str = "/sys/class/virtio-ports") -> str | None:
     """Return the device of the virtio-serial port that the host gave this name, or None. No udev has to be there."""
-    try:
-        entries = sorted(os.listdir(ports))
-    except FileNotFoundError:
-        return None
-    for entry in entries:
+    for entry in sorted(os.listdir(ports)) if os.path.isdir(ports) else ():
         try:
             with open(f"{ports}/{entry}/name", encoding="utf-8", errors="replace") as file:
                 if file.read().strip() == name:
@@ -72,7 +68,6 @@ class Port(asyncio.Transport):
         self._fd = -1
 
     def is_closing(self) -> bool:
-        """Whether nothing can be written any more."""
         return self._fd < 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -84,11 +79,9 @@ class Port(asyncio.Transport):
             self._session.pause_writing()
 
     def get_write_buffer_size(self) -> int:
-        """Return how many bytes wait for the host."""
         return len(self._output)
 
     def pause_reading(self) -> None:
-        """Stop reading."""
         self._held = True
 
     def resume_reading(self) -> None:

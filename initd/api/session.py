@@ -98,11 +98,9 @@ class Session(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_later(WRITE_DEADLINE, self._line.abort)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the size is ours to choose
-        """Lend the buffer that the transport reads into."""
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what was read."""
         self.receive(_BUFFER[:nbytes])
 
     def pause_writing(self) -> None:

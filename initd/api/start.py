@@ -56,7 +56,6 @@ class _Arrival(asyncio.Protocol):
         self._api, self._identify = api, identify
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin a session, or refuse it."""
         line = cast("asyncio.Transport", transport)
         line.set_write_buffer_limits(high=HIGH_WATER)
         try:

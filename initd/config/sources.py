@@ -65,19 +65,14 @@ def command_line(text: str) -> dict[str, str]:
             if text[start:index] == "--":
                 break
             if start < index:
-                key, value = _argument(text[start:index])
-                values[key] = value
+                key, _, value = _unquoted(text[start:index]).partition("=")
+                values[key] = _unquoted(value)
             start = index + 1
     return values
 
 
-def _argument(argument: str) -> tuple[str, str]:
-    if argument.startswith('"'):
-        argument = argument[1:].removesuffix('"')
-    key, _, value = argument.partition("=")
-    if value.startswith('"'):
-        value = value[1:].removesuffix('"')
-    return key, value
+def _unquoted(text: str) -> str:
+    return text[1:].removesuffix('"') if text.startswith('"') else text
 
 
 def decode(value: str, source: str) -> str:
@@ -87,15 +82,14 @@ def decode(value: str, source: str) -> str:
 
     if not value:
         raise ConfigError(source, "found nothing, expected base64 of zlib-compressed TOML", _KEY)
+    unpacker, found = zlib.decompressobj(), "base64"
     try:
         packed = binascii.a2b_base64(value.encode(), strict_mode=True)
-    except ValueError as error:  # binascii.Error is one
-        raise ConfigError(source, f"found no base64 ({error}), expected base64 of zlib-compressed TOML", _KEY) from None
-    unpacker = zlib.decompressobj()
-    try:
+        found = "zlib data"
         data = unpacker.decompress(packed, MAX_SIZE + 1)  # bounded: a small string can unpack to gigabytes
-    except zlib.error as error:
-        raise ConfigError(source, f"found no zlib data ({error}), expected zlib-compressed TOML", _KEY) from None
+    except (ValueError, zlib.error) as error:  # binascii.Error is a ValueError
+        problem = f"found no {found} ({error}), expected base64 of zlib-compressed TOML"
+        raise ConfigError(source, problem, _KEY) from None
     if not unpacker.eof and len(data) <= MAX_SIZE:
         raise ConfigError(source, "found compressed data that is cut off; is the line too long?", _KEY)
     return _text(data, source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -40,15 +39,15 @@ class Containerd:
         """
         end = time.monotonic() + seconds
         while True:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-                try:
-                    probe.connect(self.path)
-                except OSError as error:
-                    if time.monotonic() >= end:
-                        text = f"containerd: not reachable at {self.path} within {seconds:g} s: {error.strerror}"
-                        raise ApiError(Code.UNAVAILABLE, text) from None
-                else:
-                    return
+            try:
+                _, writer = await asyncio.open_unix_connection(self.path)
+            except OSError as error:
+                if time.monotonic() >= end:
+                    text = f"containerd: not reachable at {self.path} within {seconds:g} s: {error.strerror}"
+                    raise ApiError(Code.UNAVAILABLE, text) from None
+            else:
+                writer.close()
+                return
             await asyncio.sleep(RETRY_SECONDS)  # nothing announces that a socket has begun to listen
 
     async def call(
