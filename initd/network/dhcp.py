@@ -159,10 +159,10 @@ class Client:
         self.lease = None
         self.since = now
         self._refusals += 1
+        discover = self._enter(State.SELECTING, now)
         if self._refusals == 1:
-            return self._enter(State.SELECTING, now)
+            return discover
         # A server that offers what it then refuses must not be asked a thousand times a second.
-        self._begin(State.SELECTING)
         self.deadline = now + self._backoff(self._refusals)
         return []
 
@@ -174,14 +174,11 @@ class Client:
         self.problem = "the DHCP lease expired"
         return True
 
-    def _begin(self, state: State) -> None:
+    def _enter(self, state: State, now: float) -> list[Send]:
         self.state = state
         self._tries = 0
         if state is not State.REQUESTING:  # which belongs to the exchange that the DISCOVER began
             self._xid = int(self._random() * 2**32)
-
-    def _enter(self, state: State, now: float) -> list[Send]:
-        self._begin(state)
         return self._transmit(now)
 
     def _backoff(self, tries: int) -> float:

@@ -34,10 +34,6 @@ class Interface:
     mtu: int | None = None
     routes: Sequence[Mapping[str, Any]] = ()
 
-    @property
-    def text(self) -> str:
-        return self.name or self.mac or "any Ethernet link"
-
     def matches(self, link: Link) -> bool:
         if self.name is None and self.mac is None:
             return link.physical
@@ -90,10 +86,11 @@ Item = Address | Route
 def wanted(interface: Interface, lease: Lease | None, index: int) -> list[Item]:
     """The addresses and routes that the configuration and the lease together ask of the link with that index."""
     addresses = [Address(normal(text)) for text in interface.addresses]
-    routes = [
-        Route(normal(row["to"]), _plain(row["via"]) if row.get("via") else None, _metric(row["to"], row.get("metric")))
-        for row in interface.routes
-    ]
+    routes = []
+    for row in interface.routes:
+        # The kernel's own default where no metric (for IPv6, where 0 means the default too) is given.
+        metric = row.get("metric") or (1024 if ":" in row["to"] else 0)
+        routes.append(Route(normal(row["to"]), _plain(row["via"]) if row.get("via") else None, metric))
     if interface.gateway:
         everywhere = "::/0" if ":" in interface.gateway else "0.0.0.0/0"
         routes.append(Route(everywhere, _plain(interface.gateway), GATEWAY_METRIC + index))
@@ -131,11 +128,6 @@ def _serves(want: Item, item: Item) -> bool:
     if want.expires is None or item.expires is None:
         return want.text == item.text and want.expires == item.expires
     return want.text == item.text and abs(want.expires - item.expires) <= DRIFT
-
-
-def _metric(to: str, metric: int | None) -> int:
-    """The kernel's own default where none (for IPv6, where 0 means the default too) is given."""
-    return metric or (1024 if family(to) == AF_INET6 else 0)
 
 
 def family(text: str) -> int:

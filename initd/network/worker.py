@@ -80,11 +80,12 @@ class Network:
         leases = [managed.lease for managed in configured if managed.lease]
         # Without a configuration a second card may well have no cable; a configured one should.
         asked = [managed for managed in configured if managed.link.running or self._interfaces != _DEFAULT]
+        absent = [item.name or item.mac or "any Ethernet link" for item in self._interfaces if item not in present]
         return {
             "ready": bool(asked) and not any(managed.reasons for managed in asked),
             "reasons": [
                 *(reason for managed in owned for reason in managed.reasons),
-                *(f"{interface.text}: no such link" for interface in self._interfaces if interface not in present),
+                *(f"{name}: no such link" for name in absent),
             ],
             "hostname": next((lease.hostname for lease in leases if lease.hostname), None),
             "address": next((managed.address for managed in configured if managed.address), None),
