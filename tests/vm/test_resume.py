@@ -89,7 +89,7 @@ def test_a_hang_and_a_panic_are_reboots_that_are_explained(machine_factory: Mach
         assert client.call("boot.last") == {"cause": "watchdog", "log": None}
     wait_for_pods(machine, "probe")
     with machine.next_boot(180.0), contextlib.suppress(OSError):
-        probe("fault", pid=1, kind="panic")  # which nobody lives to answer
+        http_get(machine.port(manifests.PROBE_PORT), "/fault?pid=1&kind=panic", 2.0)  # which nobody lives to answer
     machine.wait_for("phase:watchdog", 180.0)
     with machine.client() as client:
         last = client.call("boot.last")
