@@ -40,8 +40,7 @@ class Style:
 
     def state(self, text: str) -> str:
         """Return the name of a state in the colour that says how good it is."""
-        colour = _STATES.get(text)
-        return self.paint(text, colour) if colour else text
+        return self.paint(text, _STATES[text]) if text in _STATES else text
 
 
 def clean(value: object) -> str:

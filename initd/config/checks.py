@@ -34,14 +34,14 @@ def describe(value: object) -> str:
             return str(value)
 
 
-def unknown_key(name: str, known: Collection[str]) -> MismatchError:
+def unknown_key(name: str, known: Collection[str], at: str) -> MismatchError:
     """Make the error for a key that is none of the known ones; it says which one may have been meant."""
     from difflib import get_close_matches  # noqa: PLC0415 -- only an error needs it, and PID 1 pays for every module
 
     by_lower = {key.lower(): key for key in known}
     near = get_close_matches(name.lower(), by_lower, n=1)
     expected = by_lower[near[0]] if near else "one of " + ", ".join(sorted(known)) if len(known) < 20 else "a known one"
-    return MismatchError(expected, "an unknown key")
+    return MismatchError(expected, "an unknown key", at)
 
 
 def _like(pattern: str, expected: str, limit: int) -> Callable[[Any], None]:
@@ -104,11 +104,8 @@ def host(value: str) -> None:
 def size(value: str) -> None:
     expected = "a share of the memory from 5% to 90%, or at least 64Mi (suffixes Ki, Mi, Gi)"
     found = _SIZE.fullmatch(value)
-    if found is None:
-        raise MismatchError(expected, describe(value))
-    number, unit = int(found[1]), found[2]
-    good = 5 <= number <= 90 if unit == "%" else number * _UNITS.get(unit or "", 1) >= _SMALLEST
-    if not good:
+    number, unit = (int(found[1]), found[2]) if found else (0, None)
+    if not (5 <= number <= 90 if unit == "%" else number * _UNITS.get(unit or "", 1) >= _SMALLEST):
         raise MismatchError(expected, describe(value))
 
 

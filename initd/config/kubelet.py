@@ -86,9 +86,7 @@ def check_extra(value: dict[str, Any]) -> None:
         if name in _REFUSED:
             raise MismatchError("a field that initd does not set itself", f"{name!r}", f".{name}")
         if name not in known:
-            error = unknown_key(name, known)
-            error.at = f".{name}"
-            raise error
+            raise unknown_key(name, known, f".{name}")
 
 
 def configuration(config: Config, memory: int) -> dict[str, Any]:

@@ -61,11 +61,10 @@ def explain(error: Exception, type_: Any, value: Any) -> MismatchError:
         error.__cause__.at = at + error.__cause__.at
         return error.__cause__
     if field := _FIELD.fullmatch(what):
-        names = [item.encode_name for item in msgspec.structs.fields(bare)]
-        missing = field[1] == "missing required"
-        mismatch = MismatchError("a value", "nothing") if missing else checks.unknown_key(field[2], names)
-        mismatch.at = at + _key(field[2])
-        return mismatch
+        at += _key(field[2])
+        if field[1] == "missing required":
+            return MismatchError("a value", "nothing", at)
+        return checks.unknown_key(field[2], [item.encode_name for item in msgspec.structs.fields(bare)], at)
     wanted = what
     if get_origin(bare) is Literal:
         wanted = " or ".join(repr(choice) for choice in get_args(bare))
