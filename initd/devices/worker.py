@@ -88,11 +88,8 @@ class Devices:
         await self._coldplug()
         while True:
             await readable(self._ready.fileno())
-            for fd, _ in self._ready.poll(0):
-                if fd in self._buttons:
-                    await self._take_press(fd)
-                else:
-                    await self._take_uevents()
+            await self._take_presses()
+            await self._take_uevents()
 
     async def _take_kept(self) -> None:
         """What woke this process: uevents and presses that are still to be read."""
@@ -114,6 +111,7 @@ class Devices:
             for alias in found:
                 modules += self._load(alias)
                 await asyncio.sleep(0)  # so that requests are answered between two modules
+                await self._take_presses()
         self._watch_buttons()
         milliseconds = round((time.monotonic() - started) * 1000, 1)
         summary = {"modules": modules, "devices": len(found), "milliseconds": milliseconds}
@@ -164,14 +162,15 @@ class Devices:
             self._buttons[fd] = name
             self._ready.register(fd, select.EPOLLIN)
 
-    async def _take_press(self, fd: int) -> None:
-        try:
-            if buttons.was_pressed(fd):
-                await self._pressed(self._buttons[fd])
-        except OSError:  # unplugged
-            self._ready.unregister(fd)  # closing is not enough while PID 1 has the same device
-            del self._buttons[fd]
-            os.close(fd)
+    async def _take_presses(self) -> None:
+        for fd, name in list(self._buttons.items()):
+            try:
+                if buttons.was_pressed(fd):
+                    await self._pressed(name)
+            except OSError:  # unplugged
+                self._ready.unregister(fd)  # closing is not enough while PID 1 has the same device
+                del self._buttons[fd]
+                os.close(fd)
 
     async def _pressed(self, name: str) -> None:
         log.info("power button pressed", device=name)

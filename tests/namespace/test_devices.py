@@ -198,9 +198,10 @@ def test_a_press_is_told_and_a_button_that_is_unplugged_is_let_go(
     also = os.dup(reading)  # as PID 1 has it
     monkeypatch.setattr(buttons, "find", lambda: ["event9"])
     monkeypatch.setattr(buttons, "open_button", lambda _name: reading)
+    os.write(writing, PRESS)
 
     async def test(peer: Peer) -> None:
-        await peer.until(is_settled)
+        assert Notification("power_button", []) in await peer.until(is_settled), "coldplug makes no press wait"
         for _ in range(2):
             os.write(writing, PRESS)
             assert (await peer.until(lambda _message: True)) == [Notification("power_button", [])]
