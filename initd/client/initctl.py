@@ -121,18 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--url", help="unix:///PATH or vsock://CID[:PORT]")
     common.add_argument("--output", choices=("table", "json", "yaml"), help="form of the answer (default: table)")
     parser = argparse.ArgumentParser("initctl", description="Ask a node that runs initd.", parents=[common])
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    parsers: dict[str, argparse.ArgumentParser] = {}
-    groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
+    levels = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
     for command in (*COMMANDS, *OTHERS):
-        first, _, second = command.words.partition(" ")
-        if first not in parsers:
-            parsers[first] = commands.add_parser(first, help=command.help, parents=[common])
-        target = parsers[first]
-        if second:
-            if first not in groups:
-                groups[first] = target.add_subparsers(metavar="COMMAND", required=target.get_default("command") is None)
-            target = groups[first].add_parser(second, help=command.help, parents=[common])
+        group, _, word = command.words.rpartition(" ")
+        if group not in levels:
+            first = levels[""].choices.get(group) or levels[""].add_parser(group, help=command.help, parents=[common])
+            levels[group] = first.add_subparsers(metavar="COMMAND", required=first.get_default("command") is None)
+        target = levels[group].add_parser(word, help=command.help, parents=[common])
         target.set_defaults(command=command)
         for argument in command.arguments:
             _add(target, argument)

@@ -97,16 +97,11 @@ def configuration(config: Config, memory: int) -> dict[str, Any]:
     """
     reserved = size_bytes(config.disks.var.size, memory) + _SYSTEM
     reserved = max(0, min(reserved, memory - 100 * _MIB - _LEAST_FOR_PODS))
-    defaults = {**_DEFAULTS, "systemReserved": {"memory": f"{reserved // _MIB}Mi"}}
-    return {**_merge(defaults, config.kubelet.config), **_FIXED}
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+    made = {**_DEFAULTS, "systemReserved": {"memory": f"{reserved // _MIB}Mi"}}
+    for key, value in config.kubelet.config.items():
+        old = made.get(key)  # what is a table here has no table in it
+        made[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return {**made, **_FIXED}
 
 
 def files(config: Config, memory: int) -> tuple[bytes, dict[str, bytes]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from initd.api.registry import Call, Role, method
 
@@ -13,27 +13,22 @@ if TYPE_CHECKING:
 @method("links", Role.READER)
 async def links(call: Call) -> list[LinkInfo]:
     """Every network link with its addresses and routes."""
-    state: Any = await call.node.workers["network"].call("state")
-    found: list[LinkInfo] = state["links"]
-    return found
+    return cast("list[LinkInfo]", (await call.node.workers["network"].call("state"))["links"])
 
 
 @method("disks", Role.READER)
 async def disks(call: Call) -> list[DiskInfo]:
     """Every disk and partition, with the label and type of what is on it."""
-    found: list[DiskInfo] = await call.node.workers["devices"].call("disks")
-    return found
+    return cast("list[DiskInfo]", await call.node.workers["devices"].call("disks"))
 
 
 @method("pods", Role.READER)
 async def pods(call: Call) -> list[PodInfo]:
     """Every pod that containerd has, with its containers."""
-    found: list[PodInfo] = await call.node.workers["containers"].call("pods")
-    return found
+    return cast("list[PodInfo]", await call.node.workers["containers"].call("pods"))
 
 
 @method("images", Role.READER)
 async def images(call: Call) -> list[ImageInfo]:
     """Every container image on the node."""
-    found: list[ImageInfo] = await call.node.workers["containers"].call("images")
-    return found
+    return cast("list[ImageInfo]", await call.node.workers["containers"].call("images"))
