@@ -19,8 +19,6 @@ from rootfs.pattern import KeepList
 from rootfs.progress import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rootfs.tools import Tools
 
 HERE = Path(__file__).parent

@@ -95,9 +95,7 @@ def configuration() -> str:
 def api() -> str:
     """The API's methods, and the shapes of what they return."""
     shapes = [shape for shape in vars(types).values() if is_typeddict(shape) and shape.__module__ == types.__name__]
-    return "\n\n".join(
-        (reference(registry.METHODS), "#### Shapes", _said(types), *map(_shape, shapes))
-    )
+    return "\n\n".join((reference(registry.METHODS), "#### Shapes", _said(types), *map(_shape, shapes)))
 
 
 def reference(methods: Mapping[str, registry.Method]) -> str:

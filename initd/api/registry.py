@@ -88,7 +88,8 @@ class Method:
             raise TypeError(f"API method {name}: {function.__qualname__} is not an async function")
         names, defaults = code.co_varnames[1 : code.co_argcount], function.__defaults__ or ()
         padded = (_REQUIRED,) * (len(names) - len(defaults)) + defaults
-        self.parameters = [Parameter(key, annotations[key], default) for key, default in zip(names, padded, strict=True)]
+        pairs = zip(names, padded, strict=True)
+        self.parameters = [Parameter(key, annotations[key], default) for key, default in pairs]
         for parameter in self.parameters:
             if parameter.type not in _TYPES:
                 raise TypeError(f"API method {name}: found {parameter}, expected any of {', '.join(_TYPES)}")

@@ -257,7 +257,7 @@ class Session(asyncio.BufferedProtocol):
             self._watch()
 
     def _internal(self, name: str, failure: BaseException) -> ApiError:
-        log.exception("api call failed", failure, method=name, peer=self._peer.text)  # noqa: LOG004, PLE1205 - our own log
+        log.exception("api call failed", failure, method=name, peer=self._peer.text)
         return ApiError(Code.INTERNAL, f"{name}: {type(failure).__name__}: {failure}")
 
     def _refuse(self, msgid: int, code: Code, message: str) -> None:

@@ -92,7 +92,7 @@ class Client:
 
     @contextmanager
     def _running(self, method: str, params: tuple[object, ...]) -> Iterator[deque[Notification | Response]]:
-        """Start a call; what comes for it is put where the caller takes it. One left before its response is cancelled."""
+        """Start a call; what comes for it is put where the caller takes it. One that is left early is cancelled."""
         self._msgid = msgid = self._msgid % 0xFFFFFFFF + 1
         inbox = self._inboxes[msgid] = deque()
         self._send(Request(msgid, method, list(params)))

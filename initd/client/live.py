@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from initd.api.protocol import ApiError
 from initd.client import views
@@ -103,7 +103,7 @@ class _View:
             self._pods_at = now
         status = views.status(client.call("status"), self._style)
         services = views.services(client.call("services"), self._style)
-        lines = "\n\n".join([status, services, self._pods, ""]).splitlines()
+        lines = f"{status}\n\n{services}\n\n{self._pods}\n\n".splitlines()
         room = shutil.get_terminal_size().lines - len(lines) - 1
         return lines + list(self._events)[-room:] if room > 0 else lines
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
-from initd.api.protocol import ApiError, Code, Decoder, Message, Notification, Request, Response, encode
 from initd.api import session
 from initd.api.methods import node as node_methods
+from initd.api.protocol import ApiError, Code, Decoder, Message, Notification, Request, Response, encode
 from initd.api.registry import Call, Method, Peer, Role
 from initd.api.session import Api, Session
 from initd.api.start import listen as serve_on

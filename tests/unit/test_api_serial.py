@@ -15,6 +15,7 @@ import pytest
 
 from initd import log
 from initd.api import serial, session, start
+from initd.api.methods import node
 from initd.api.protocol import (
     HELLO_REQUEST,
     HELLO_RESPONSE,
@@ -26,7 +27,6 @@ from initd.api.protocol import (
     Response,
     encode,
 )
-from initd.api.methods import node
 from initd.api.registry import Call, Peer, Role
 from initd.api.serial import Port, find_port
 from initd.node import Node
