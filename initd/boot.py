@@ -104,6 +104,14 @@ def containerd(node: Node) -> None:
     service.start("boot")
 
 
+def guard(node: Node) -> None:
+    """Be ready for a fault of PID 1's own: from now on there is something that must outlive it."""
+    from initd import resume  # noqa: PLC0415 while containerd starts
+
+    resume.guard(node, resuming=False)
+    node.on_change()
+
+
 def mount_rest(_node: Node) -> None:
     """Mount the kernel's other file systems; some load a module first, which takes its time."""
     for line in mounts.mount_all(tuple(row for row in mounts.TABLE if not row.needed)):
@@ -343,6 +351,7 @@ PHASES = (
     Phase("var", var, fatal=True),
     Phase("containerd", containerd, after=("var",)),
     Phase("listen", listen),
+    Phase("guard", guard),
     Phase("config", judge_configuration, fatal=True, each_life=True),
     Phase("sysctl", set_parameters),
     Phase("identity", identify, after=("config",)),

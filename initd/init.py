@@ -12,13 +12,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from initd import boot, log, native, phases, resume
+from initd import boot, log, native, phases
 from initd.node import Node
 
 if TYPE_CHECKING:
     import asyncio
 
 REBOOT_AFTER = 10.0
+FAILURE_CHARACTERS = 16 << 10
 DESCRIPTORS = 1 << 16  # the kernel's own 1024 could be used up by the API's clients
 
 # Signal -> what it asks for, as systemd(1) documents them for PID 1.
@@ -45,8 +46,12 @@ def _run(*, resuming: bool) -> None:
     sys.modules["ssl"] = None  # type: ignore[assignment]
     console = log.open_console()
     node = Node()
-    resume.guard(node, resuming=resuming)
-    last_life = resume.restore(node) if resuming else None
+    last_life = None
+    if resuming:
+        from initd import resume  # noqa: PLC0415 the first life does without until containerd runs
+
+        resume.guard(node, resuming=True)
+        last_life = resume.restore(node)
     try:
         native.reboot(native.RebootCommand.CAD_OFF)  # Ctrl-Alt-Del is SIGINT to us, not an instant reset
     except OSError as error:
@@ -77,6 +82,8 @@ def _loop(
     for service in [*node.services.values(), *node.workers.values()]:
         service.attach(loop)
     if last_life is not None:
+        from initd import resume  # noqa: PLC0415 see _run
+
         resume.adopt(node, last_life)
         loop.call_soon(native.resumed)  # to have come as far as the loop is to have succeeded
     _reap(node)  # what ended before signals were read
@@ -118,7 +125,7 @@ def _last_resort(failure: BaseException) -> NoReturn:
 
         log.exception("PID 1 failed", failure)
         log.flush()
-        native.restart("".join(traceback.format_exception(failure))[-resume.FAILURE_BYTES :])
+        native.restart("".join(traceback.format_exception(failure))[-FAILURE_CHARACTERS:])
         log.error("PID 1 cannot be resumed; rebooting", seconds=REBOOT_AFTER)
         end = time.monotonic() + REBOOT_AFTER
         while time.monotonic() < end:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from initd import cgroups, log, native, services
 from initd.config.sources import Found
 from initd.supervise.output import Output
-from initd.supervise.process import find, start_time
+from initd.supervise.process import find
 from initd.supervise.states import HAS_PROCESS, State
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _describe(service: Service) -> dict[str, Any]:
     process = service.process
     return {
         "state": service.state.value,
-        "process": process and (process.pid, start_time(process.pid)),
+        "process": process and (process.pid, process.started),
         "history": list(service.history),
         "failures": service.backoff.failures,
         "output": (service.output.reader, service.output.writer),

@@ -9,10 +9,11 @@ from initd import cgroups, native
 
 
 class Process(NamedTuple):
-    """A process: its pid and a pidfd, which whoever holds this closes."""
+    """A process: its pid, a pidfd, which whoever holds this closes, and when it began (see `start_time`)."""
 
     pid: int
     pidfd: int
+    started: int
 
 
 def find(pid: int, cgroup: str, started: int | None = None) -> Process:
@@ -24,15 +25,15 @@ def find(pid: int, cgroup: str, started: int | None = None) -> Process:
         pidfd = native.pidfd_open(pid)  # before it is looked at
     except (OSError, OverflowError):
         raise LookupError("is no process") from None
-    wrong = None
+    wrong, begun = None, start_time(pid)
     if pid not in cgroups.processes(cgroup):
         wrong = "is outside of its cgroup"
-    elif started is not None and start_time(pid) != started:
+    elif started not in (None, begun):
         wrong = "is another process by now"
     if wrong is not None:
         os.close(pidfd)
         raise LookupError(wrong)
-    return Process(pid, pidfd)
+    return Process(pid, pidfd, begun)
 
 
 def start_time(pid: int) -> int:

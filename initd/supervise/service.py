@@ -18,7 +18,7 @@ from initd.events import boottime
 from initd.supervise.backoff import Backoff
 from initd.supervise.notify import NUMBERS, NotifySocket
 from initd.supervise.output import Output
-from initd.supervise.process import Process, find
+from initd.supervise.process import Process, find, start_time
 from initd.supervise.reap import describe
 from initd.supervise.states import HAS_PROCESS, IGNORED, WANTED, Action, Event, State, step
 
@@ -217,7 +217,7 @@ class Service:
             for descriptor in (cgroup, null):
                 if descriptor >= 0:
                     os.close(descriptor)
-        self.process = Process(child.pid, child.pidfd)
+        self.process = Process(child.pid, child.pidfd, start_time(child.pid))
         self.status_text = self._errno = ""
         self.watchdog_seconds = self.spec.watchdog_seconds
         self._oom_kills = cgroups.oom_kills(self.spec.cgroup)

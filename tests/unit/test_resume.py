@@ -14,6 +14,7 @@ from initd import boot, cgroups, native, phases, resume, services
 from initd.config.sources import Found
 from initd.node import Node
 from initd.supervise import process
+from initd.supervise import service as supervised
 from initd.supervise.process import Process
 from initd.supervise.states import State
 from tests.unit.core_support import World, states
@@ -47,7 +48,7 @@ def lived(monkeypatch: pytest.MonkeyPatch) -> tuple[World, Node]:
 
 def test_the_next_life_is_as_the_last(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     world, node = lived(monkeypatch)
-    monkeypatch.setattr(resume, "start_time", lambda pid: 1000 + pid)
+    monkeypatch.setattr(supervised, "start_time", lambda pid: 1000 + pid)
     service = node.add_service(RUNTIME)
     service.start("boot")
     world.end(service)
@@ -95,7 +96,7 @@ def test_a_process_is_taken_again_or_missed(path: str, monkeypatch: pytest.Monke
         assert (pid, cgroup, started) == (*state["services"]["containerd"]["process"][:1], "runtime", 0)
         if not found:
             raise LookupError("is another process by now")
-        return Process(pid, os.open("/dev/null", os.O_RDONLY))
+        return Process(pid, os.open("/dev/null", os.O_RDONLY), 0)
 
     monkeypatch.setattr(resume, "find", find)
     monkeypatch.setattr(cgroups, "populated", lambda _path: True)
@@ -172,7 +173,7 @@ def early(node: Node, until: str, *, after: bool) -> None:
 
         return run
 
-    harmless = {"mounts", "cgroups", "modules", "source", "var", "sysctl", "filesystems"}
+    harmless = {"mounts", "cgroups", "modules", "source", "var", "guard", "sysctl", "filesystems"}
     made = [phase._replace(run=lambda _node: None) if phase.name in harmless else phase for phase in boot.PHASES]
     faulty = [phase._replace(run=fail(phase)) if phase.name == until else phase for phase in made]
     sequence = phases.Sequence(node, tuple(faulty))
@@ -183,7 +184,7 @@ def early(node: Node, until: str, *, after: bool) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("until", [phase.name for phase in boot.PHASES[6:15]])
+@pytest.mark.parametrize("until", [phase.name for phase in boot.PHASES[6:16]])
 def test_a_fault_between_any_two_phases_starts_nothing_twice(
     path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, until: str, after: bool
 ) -> None:
@@ -210,7 +211,7 @@ def test_a_fault_between_any_two_phases_starts_nothing_twice(
     again.on_change = lambda: resume.save(again, report)
     state = resume.restore(again)
     early(again, "nothing", after=False)
-    monkeypatch.setattr(resume, "find", lambda pid, *_: Process(pid, os.open("/dev/null", os.O_RDONLY)))
+    monkeypatch.setattr(resume, "find", lambda pid, *_: Process(pid, os.open("/dev/null", os.O_RDONLY), 0))
     resume.adopt(again, state)
     running = sorted(spec.argv[0] if spec.argv else "worker" for spec in kernel.alive.values())
     assert [name for name in running if name != "worker"] == ["/usr/bin/containerd", "/usr/bin/kubelet"]
