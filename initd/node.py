@@ -11,7 +11,6 @@ from initd.supervise.backoff import Backoff
 from initd.supervise.reap import Reaper
 from initd.supervise.service import Service
 from initd.supervise.states import State
-from initd.supervise.workers import Worker
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from initd.services import ServiceSpec
     from initd.shutdown import Shutdown
     from initd.supervise.output import Output
+    from initd.supervise.workers import Worker
 
 
 class Node:
@@ -71,6 +71,8 @@ class Node:
 
     def add_worker(self, name: str, output: Output | None = None) -> Worker:
         """A worker of the node; see `add_service`."""
+        from initd.supervise.workers import Worker  # noqa: PLC0415 it imports asyncio: while containerd starts
+
         if name in self.workers:
             return self.workers[name]
         worker = self.workers[name] = Worker(services.worker(name), self.events, self.reaper, output)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-from _socket import (
-    AF_UNIX,
-    CMSG_SPACE,
-    MSG_CMSG_CLOEXEC,
-    MSG_CTRUNC,
-    SCM_RIGHTS,
-    SOCK_CLOEXEC,
-    SOCK_STREAM,
-    SOL_SOCKET,
-    socketpair,
-)
+import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from initd import log
+from initd.api.protocol import ApiError, Code, Decoder, Notification, ProtocolError, Request, Response, encode
 from initd.events import boottime
 from initd.supervise.service import Service
 from initd.supervise.states import Event, State
 
 if TYPE_CHECKING:
-    import asyncio
-    from _socket import socket as Socket  # noqa: N812
     from collections.abc import Callable
 
     from initd.events import EventLog
@@ -54,8 +44,8 @@ class Worker(Service):
         self._handlers: dict[str, Callable[..., None]] = {}
         self._unheard: dict[str, list[Any]] = {}
         self.on_start: Callable[[], None] = lambda: None
-        self._socket: Socket | None = None
-        self._child_end: Socket | None = None
+        self._socket: socket.socket | None = None
+        self._child_end: socket.socket | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._msgid = 0
         self._decoder: Any = None
@@ -77,7 +67,7 @@ class Worker(Service):
     def _descriptors(self) -> dict[int, int]:
         self._close()
         self._ignore_wakes()
-        self._socket, self._child_end = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        self._socket, self._child_end = socket.socketpair()
         self._socket.setblocking(False)
         return {LINK + number: fd for number, fd in enumerate([self._child_end.fileno(), *self._kept])}
 
@@ -145,9 +135,7 @@ class Worker(Service):
     def _connect(self) -> None:
         if self._loop is None or self._socket is None:
             return
-        from initd.api import protocol  # noqa: PLC0415 msgpack is not needed before there is a loop
-
-        self._decoder = protocol.Decoder()
+        self._decoder = Decoder()
         self._loop.add_reader(self._socket.fileno(), self._readable)
         if self._unsent:
             self._loop.add_writer(self._socket.fileno(), self._writable)
@@ -171,22 +159,14 @@ class Worker(Service):
                 call.set_exception(self._unavailable(self.last_exit or "not running"))
 
     def _unavailable(self, why: str) -> Exception:
-        from initd.api.protocol import ApiError, Code  # noqa: PLC0415
-
         return ApiError(Code.UNAVAILABLE, f"worker {self.spec.name}: {why}")
 
     def tell(self, method: str, *params: object) -> None:
         """Send a notification, or lose it if the worker does not run. Needs no loop: it may still be starting."""
-        from initd.api.protocol import Notification, encode  # noqa: PLC0415
-
         self._send(encode(Notification(method, list(params))))
 
     async def call(self, method: str, *params: object, timeout: float = TIMEOUT) -> Any:
         """Call a method of the worker. Raises ApiError: the worker's own, or UNAVAILABLE, or DEADLINE_EXCEEDED."""
-        import asyncio  # noqa: PLC0415
-
-        from initd.api.protocol import ApiError, Code, Request, encode  # noqa: PLC0415
-
         if self.state in {State.DOWN, State.STOPPING} and not self.retired:
             await self._wake_for_call()
         if self._socket is None or self._loop is None:
@@ -210,8 +190,6 @@ class Worker(Service):
 
     async def _wake_for_call(self) -> None:
         """Start a resting worker, or one about to rest, and wait until it is up (or fails, which `call` then says)."""
-        import asyncio  # noqa: PLC0415
-
         up = self._is_up = self._is_up or asyncio.Event()
         up.clear()
         self.start("called")
@@ -242,8 +220,6 @@ class Worker(Service):
             self._loop.remove_writer(self._socket.fileno())
 
     def _readable(self) -> None:
-        from initd.api.protocol import Notification, ProtocolError, Response  # noqa: PLC0415
-
         data = self._receive_data()
         if data is None:
             return
@@ -274,15 +250,15 @@ class Worker(Service):
         if self._socket is None:
             return None
         try:
-            data, ancillary, flags, _sender = self._socket.recvmsg(CHUNK, CMSG_SPACE(4 * KEPT), MSG_CMSG_CLOEXEC)
+            data, handed, flags, _sender = socket.recv_fds(self._socket, CHUNK, KEPT)
         except BlockingIOError:
             return None
         except OSError:
             return b""
-        for level, kind, rights in ancillary:
-            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-                self._handed += memoryview(rights)[: len(rights) // 4 * 4].cast("i")
-        if flags & MSG_CTRUNC or len(self._handed) > KEPT:
+        for fd in handed:
+            os.set_inheritable(fd, False)
+        self._handed += handed
+        if flags & socket.MSG_CTRUNC or len(self._handed) > KEPT:
             self._handed, self._too_many = _closed(self._handed), True
         return data
 
@@ -308,8 +284,6 @@ class Worker(Service):
             self.handle(Event.UNHEALTHY, "closed its link")
 
     def _answer(self, msgid: int, error: Any, result: object) -> None:
-        from initd.api.protocol import ApiError  # noqa: PLC0415
-
         future = self._calls.get(msgid)
         if future is None or future.done():
             return
