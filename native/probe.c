@@ -1,7 +1,7 @@
 /*
  * The tests' eyes and hands in a node: an HTTP server in a privileged pod with hostPID. Not part of what a node runs.
  *
- * `probe deaf` ends by SIGKILL only. `probe PORT`; GET, answers are JSON, {"error": "EROFS"} when a call failed. Paths are those of PID 1's mount namespace:
+ * `probe deaf` ends by SIGKILL only, `probe eat` takes all memory there is, `probe fork` all pids. `probe PORT [deaf]`; GET, answers are JSON, {"error": "EROFS"} when a call failed. Paths are those of PID 1's mount namespace:
  *   /read?path=P             {"text"}: up to 4 MiB, each byte a character (latin-1); /proc/PID/limits, mountinfo, ... too
  *   /readlink?path=P         {"text"}
  *   /list?path=P             {"names": [...]}
@@ -13,47 +13,28 @@
  *   /fault?pid=N&kind=K      {"error": null}: what the process waits in fails with EBADF (K is error), it goes on at address 0
  *                            (jump), or it does not go on (hang), by ptrace(2): the program itself knows nothing of it. Or the
  *                            kernel panics (panic)
- *   /flood?path=P            {"connected", "closed"}: 300 connections at once to a Unix socket, a frame of garbage on each; how
- *                            many there were and how many the server closed
+ *   /flood?path=P&count=N    {"connected", "closed"}: as many connections at once (5,000 at most) to a Unix socket, a frame of garbage
+ *                            on each; how many there were and how many the server closed
+ *   /hold?path=P&count=N     {"pid", "connected", "closed"}: the same without a word; those that are not closed stay until that
+ *                            process of the probe is killed
+ *   /put?path=P&text=T       {"error": null}: makes the file, with that text
+ *   /fill?path=P             {"bytes"}: makes a file as large as its file system has room for; counted to no pod
+ *   /remove?path=P           {"error": null}
+ *   /clock?seconds=N         {"error": null}: the wall clock jumps by that much
  *   /mount?path=P            in this pod's own mount namespace: a tmpfs at P, holding the file `marker`
  */
 #define _GNU_SOURCE
-#include "http.h"
+#include "faults.h"
 
 #include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
-#include <sys/un.h>
-#include <sys/user.h>
-#include <sys/wait.h>
 
 #define TEXT_SIZE (4 << 20)
 #define OTHERS_MAX 200
 #define DEPTH_MAX 64
-#define FLOOD 300
-
-static void put_string(FILE *out, const char *text, size_t length) {
-    fputc('"', out);
-    for (size_t i = 0; i < length; i++) {
-        unsigned char byte = (unsigned char)text[i];
-        if (byte < 0x20 || byte > 0x7e || byte == '"' || byte == '\\')
-            fprintf(out, "\\u%04x", byte);
-        else
-            fputc(byte, out);
-    }
-    fputc('"', out);
-}
-
-static void put_error(FILE *out, int error) {
-    const char *name = error ? strerrorname_np(error) : NULL;
-    if (name)
-        fprintf(out, "{\"error\": \"%s\"}", name);
-    else
-        fputs("{\"error\": null}", out);
-}
 
 static ssize_t read_file(const char *path, char *text, size_t size) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -220,71 +201,6 @@ static void do_processes(FILE *out) {
         closedir(directory);
 }
 
-static void do_flood(FILE *out, const char *path) {
-    static const char garbage[] = "\xc1 is no MessagePack\r\n\r\n";
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct timeval timeout = {.tv_sec = HTTP_TIMEOUT};
-    int sockets[FLOOD], connected = 0, closed = 0;
-    if (strlen(path) >= sizeof address.sun_path)
-        return put_error(out, ENAMETOOLONG);
-    strcpy(address.sun_path, path);
-    for (int i = 0; i < FLOOD; i++) {
-        int fd = sockets[connected] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
-        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
-        if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-            break;
-        send(fd, garbage, sizeof garbage - 1, MSG_NOSIGNAL);
-        connected++;
-    }
-    for (int i = 0; i < connected; i++) {
-        char answer[4096];
-        ssize_t size;
-        while ((size = recv(sockets[i], answer, sizeof answer, 0)) > 0)
-            continue;
-        closed += size == 0 || errno == ECONNRESET;
-        close(sockets[i]);
-    }
-    fprintf(out, "{\"connected\": %d, \"closed\": %d}", connected, closed);
-}
-
-static void do_kill(FILE *out, const struct http_request *request) {
-    char pid[16], number[16];
-    bool given = http_parameter(request, "pid", pid, sizeof pid) && http_parameter(request, "signal", number, sizeof number);
-    int target = given ? atoi(pid) : 0;
-    put_error(out, target <= 0 ? EINVAL : kill(target, atoi(number)) < 0 ? errno : 0);
-}
-
-static bool holding; /* a process by ptrace(2), which this one's end would let go */
-
-/* Changes the registers of a process that sleeps in a system call. */
-static int fault(pid_t pid, const char *kind) {
-    struct user_regs_struct registers;
-    int status;
-    if (ptrace(PTRACE_SEIZE, pid, NULL, NULL) < 0)
-        return errno;
-    if (ptrace(PTRACE_INTERRUPT, pid, NULL, NULL) < 0 || waitpid(pid, &status, __WALL) < 0 ||
-        ptrace(PTRACE_GETREGS, pid, NULL, &registers) < 0)
-        return errno;
-    if ((holding = !strcmp(kind, "hang")))
-        return 0;
-    registers.orig_rax = (unsigned long)-1; /* the call is over, not to be restarted */
-    registers.rax = (unsigned long)-EBADF;
-    registers.rip = strcmp(kind, "jump") ? registers.rip : 0;
-    if (ptrace(PTRACE_SETREGS, pid, NULL, &registers) < 0 || ptrace(PTRACE_DETACH, pid, NULL, NULL) < 0)
-        return errno;
-    return 0;
-}
-
-static void do_fault(FILE *out, const struct http_request *request) {
-    char pid[16], kind[16];
-    bool given = http_parameter(request, "pid", pid, sizeof pid) && http_parameter(request, "kind", kind, sizeof kind);
-    int fd = given && !strcmp(kind, "panic") ? open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC) : -1;
-    if (fd >= 0 && write(fd, "c", 1) < 0)
-        given = false;
-    put_error(out, given && atoi(pid) > 0 ? fault(atoi(pid), kind) : EINVAL);
-}
-
 static void do_mount(FILE *out, const char *path) {
     char marker[4200];
     snprintf(marker, sizeof marker, "%s/marker", path);
@@ -300,10 +216,12 @@ static void handle(int fd, const struct http_request *request) {
     static const struct {
         const char *name;
         void (*run)(FILE *, const char *);
+        void (*run_with)(FILE *, const struct http_request *, const char *);
         bool host;
-    } commands[] = {{"/read", do_read, true},   {"/readlink", do_readlink, true}, {"/list", do_list, true},
-                    {"/write", do_write, true}, {"/walk", do_walk, true},         {"/mount", do_mount, false},
-                    {"/flood", do_flood, true}};
+    } commands[] = {{"/read", do_read, NULL, true},   {"/readlink", do_readlink, NULL, true}, {"/list", do_list, NULL, true},
+                    {"/write", do_write, NULL, true}, {"/walk", do_walk, NULL, true},         {"/mount", do_mount, NULL, false},
+                    {"/flood", NULL, do_flood, true}, {"/hold", NULL, do_flood, true},        {"/put", NULL, do_put, true},
+                    {"/fill", do_fill, NULL, true},   {"/remove", do_remove, NULL, true}};
     char path[4096], *body = NULL;
     size_t length = 0;
     FILE *out = open_memstream(&body, &length);
@@ -315,6 +233,8 @@ static void handle(int fd, const struct http_request *request) {
         do_kill(out, request);
     else if (!strcmp(request->path, "/fault"))
         do_fault(out, request);
+    else if (!strcmp(request->path, "/clock"))
+        do_clock(out, request);
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (strcmp(request->path, commands[i].name))
             continue;
@@ -322,24 +242,37 @@ static void handle(int fd, const struct http_request *request) {
             put_error(out, EINVAL);
         else if (commands[i].host && !enter_host())
             put_error(out, errno);
-        else
+        else if (commands[i].run)
             commands[i].run(out, path);
+        else
+            commands[i].run_with(out, request, path);
     }
     fclose(out);
     if (length)
         http_respond(fd, "200 OK", "application/json", body, length);
     else
         http_fail(fd, "404 Not Found", "no such command");
+    if (holding)
+        shutdown(fd, SHUT_WR); /* the answer is whole */
     while (holding)
         pause();
 }
 
 int main(int argc, char **argv) {
-    if (argc == 2 && !strcmp(argv[1], "deaf")) /* process 1 of a pod: no signal but SIGKILL does anything */
-        for (;;)
-            pause();
-    if (argc == 2)
+    const char *word = argc == 2 ? argv[1] : argc == 3 ? argv[2] : "";
+    sigset_t termination;
+    sigemptyset(&termination);
+    sigaddset(&termination, SIGTERM);
+    if (!strcmp(word, "deaf")) /* process 1 of a pod: no signal but SIGKILL does anything */
+        sigprocmask(SIG_BLOCK, &termination, NULL);
+    if (!strcmp(word, "eat"))
+        eat();
+    if (!strcmp(word, "fork"))
+        fork_for_ever();
+    if (argc > 1 && atoi(argv[1]) > 0)
         return http_serve(atoi(argv[1]), handle);
-    fprintf(stderr, "usage: probe PORT\n");
+    while (!strcmp(word, "deaf"))
+        pause();
+    fprintf(stderr, "usage: probe PORT [deaf]\n");
     return 2;
 }

@@ -214,10 +214,11 @@ class Machine:
 
     # The board: buttons and plugs.
 
-    def qmp(self, command: str, **args: object) -> Any:
-        """Run a QMP command with args (underscores stand for dashes) and return its result."""
+    def qmp(self, command: str, arguments: Mapping[str, object] | None = None, /, **args: object) -> Any:
+        """Run a QMP command and return its result. Arguments as they are, or by name with underscores for dashes."""
+        given = {**(arguments or {}), **{name.replace("_", "-"): value for name, value in args.items()}}
         with self._explained():
-            return self._qmp.execute(command, {name.replace("_", "-"): value for name, value in args.items()})
+            return self._qmp.execute(command, given)
 
     def power_button(self) -> None:
         """Press the ACPI power button."""

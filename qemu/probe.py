@@ -78,21 +78,23 @@ class Probe:
     def __init__(self, machine: Machine, port: int = PORT) -> None:
         self._port = machine.port(port)
 
-    def __call__(self, command: str, **parameters: object) -> dict[str, Any]:
+    def __call__(self, command: str, *, timeout: float = 120.0, **parameters: object) -> dict[str, Any]:
         """Ask for one command and return whatever it says, {"error": "EROFS"} too.
 
-        Raises OSError if nobody answers, HarnessError if there is no such command.
+        Raises OSError if nobody answers in timeout seconds, HarnessError if there is no such command.
         """
-        query = urllib.parse.urlencode({key: str(value) for key, value in parameters.items()})
-        status, body = http_get(self._port, f"/{command}?{query}", timeout=120.0)
+        query = urllib.parse.urlencode(
+            {key: str(value) for key, value in parameters.items()}, quote_via=urllib.parse.quote
+        )
+        status, body = http_get(self._port, f"/{command}?{query}", timeout)
         if status != 200:
             raise HarnessError(f"probe {command} {parameters}: {body}")
         answer: dict[str, Any] = json.loads(body)
         return answer
 
-    def do(self, command: str, **parameters: object) -> dict[str, Any]:
-        """Ask for one command; raises HarnessError if it failed in the node."""
-        answer = self(command, **parameters)
+    def do(self, command: str, *, timeout: float = 120.0, **parameters: object) -> dict[str, Any]:
+        """Ask for one command; raises HarnessError if it failed in the node, else as a call does."""
+        answer = self(command, timeout=timeout, **parameters)
         if answer.get("error"):
             raise HarnessError(f"probe {command} {parameters}: {answer['error']}")
         return answer

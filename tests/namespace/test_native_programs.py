@@ -234,6 +234,75 @@ def test_probe_lists_and_signals_processes_and_mounts(isolated: Isolated, progra
     isolated(body)
 
 
+def test_probe_makes_fills_and_removes_files(isolated: Isolated, programs: Path, tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+
+    def body() -> None:
+        loopback_up()
+        inner.mkdir()
+        native.mount("tmpfs", str(inner), "tmpfs", data="size=1m")
+        child = start(programs / "probe", PORT, namespaces=Namespace.MOUNT)
+        assert probe("put", path=inner / "file", text="a b&c") == {"error": None}
+        assert (inner / "file").read_bytes() == b"a b&c"
+        assert probe("put", path=inner / "none" / "file", text="") == {"error": "ENOENT"}
+        assert probe("put", path=inner / "file") == {"error": "EINVAL"}
+        size = probe("fill", path=inner / "fill")["bytes"]
+        assert size > 1 << 19
+        assert os.statvfs(inner).f_bavail == 0
+        assert probe("put", path=inner / "more", text="a") == {"error": "ENOSPC"}
+        assert probe("remove", path=inner / "fill") == {"error": None}
+        assert probe("remove", path=inner / "fill") == {"error": "ENOENT"}
+        assert os.statvfs(inner).f_bavail > 0
+        assert probe("clock") == {"error": "EINVAL"}, "it is the host's clock too: no jump here"
+        stop(child)
+
+    isolated(body)
+
+
+def test_probe_holds_connections_until_it_is_killed(isolated: Isolated, programs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+
+    def body() -> None:
+        loopback_up()
+        child = start(programs / "probe", PORT, "deaf", namespaces=Namespace.MOUNT)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(8)
+            held = probe("hold", path=path, count=3)
+            assert (held["connected"], held["closed"]) == (3, 0)
+            accepted = [listener.accept()[0] for _ in range(3)]
+            assert probe("kill", pid=held["pid"], signal=int(signal.SIGKILL)) == {"error": None}
+            assert [connection.recv(1) for connection in accepted] == [b""] * 3, "they were open until then"
+            for connection in accepted:
+                connection.close()
+        assert probe("hold", path=path, count=3)["connected"] == 0, "nobody listens"
+        for wrong in ({}, {"count": 0}, {"count": 5001}):
+            assert probe("flood", path=path, **wrong) == {"error": "EINVAL"}
+        native.pidfd_send_signal(child.pidfd, signal.SIGTERM)
+        assert probe("processes")["processes"], "a deaf probe goes on"
+        native.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        assert stop(child).status == signal.SIGKILL
+
+    isolated(body)
+
+
+def test_probe_changes_what_a_process_waits_in(isolated: Isolated, programs: Path) -> None:
+    def body() -> None:
+        loopback_up()
+        child = start(programs / "probe", PORT, namespaces=Namespace.MOUNT)
+        waiting = (sys.executable, "-S", "-c", "import select; select.epoll().poll()")
+        for kind, ends in (("jump", signal.SIGSEGV), ("error", 1)):
+            victim = native.spawn(Spawn(waiting, {}))
+            assert probe("fault", pid=victim.pid, kind=kind) == {"error": None}
+            os.waitid(os.P_PIDFD, victim.pidfd, os.WEXITED | os.WNOWAIT)
+            end = native.wait_pid(victim.pid)
+            assert end is not None
+            assert end.status == ends
+        stop(child)
+
+    isolated(body)
+
+
 @pytest.fixture(scope="session")
 def sha2(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """native/sha2.c as a shared library."""

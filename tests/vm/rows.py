@@ -1,0 +1,246 @@
+"""The table of faults: what a node does when something fails. tests/vm/test_faults.py runs it, README.md has it.
+
+PID 1 is not crashed while it boots: the probe that does that from outside is a pod, and comes with the boot's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from qemu import faults
+from tests.vm.conftest import pods
+
+if TYPE_CHECKING:
+    from qemu.machine import Machine
+    from qemu.probe import Probe
+
+SHUTDOWN = 12  # seconds; of the table's own machine
+WATCHDOG = 10
+PIDS = 200  # a pod of it may have
+LIVENESS = 90  # seconds: a bad answer is found after 30 s, ended after 30 s more at a tick of 30 s; the watchdog has 60
+BOOT = 60  # seconds, on a busy host
+
+
+@dataclass
+class Scene:
+    """A machine, what was so before the fault, and what the row's faults returned."""
+
+    machine: Machine
+    probe: Probe
+    fault: Any = None
+    also: Any = None
+    before: dict[str, Any] = field(default_factory=dict)
+    seq: int = 0
+
+    def look(self) -> dict[str, Any]:
+        """Return what the API says: status, last boot, services and pods by name."""
+        with self.machine.client() as client:
+            services = {entry["name"]: entry for entry in client.call("services")}
+            look = {"status": client.call("status"), "last": client.call("boot.last"), "services": services}
+        return {**look, "pods": pods(self.machine)}
+
+    def status(self) -> dict[str, Any]:
+        """Return the node's status."""
+        with self.machine.client() as client:
+            status: dict[str, Any] = client.call("status")
+            return status
+
+    def wake(self) -> None:
+        """Start the workers that rest; raise AssertionError if one of them knows nothing."""
+        with self.machine.client() as client:
+            for method in faults.WORKERS.values():
+                assert client.call(method), method
+
+    def as_before(self, anew: tuple[str, ...]) -> str:
+        """Return what is not as it was before, "" if nothing is; what `anew` names must have been started anew."""
+        self.wake()
+        now = self.look()
+        if not now["status"]["ready"] or "bomb" in running(now):
+            return f"not ready, or a bomb is left: {now['status']['reasons']}, {sorted(running(now))}"
+        for key in ("boot_id", "address", "name"):
+            if now["status"][key] != self.before["status"][key]:
+                return f"another {key}"
+        for name in ("containerd", "kubelet"):
+            after, before = now["services"][name], self.before["services"][name]
+            if (after["pid"] != before["pid"], after["restarts"] - before["restarts"]) != (
+                (name in anew),
+                (name in anew),
+            ):
+                return f"{name}: {before['restarts']} restarts before, {after['restarts']} now"
+        for name, ids in running(self.before).items():
+            if (running(now).get(name) != ids) != (name in anew):
+                return f"pod {name}: {ids} before, {running(now).get(name)} now"
+        return ""
+
+
+def running(look: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the ids of each pod's containers, of pods that are ready."""
+    ready_pods = {name: pod for name, pod in look["pods"].items() if pod["state"] == "ready"}
+    return {name: [pod["id"], *(part["id"] for part in pod["containers"])] for name, pod in ready_pods.items()}
+
+
+Check: TypeAlias = Callable[[Scene], bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """fault: its name in qemu.faults; also: another one while it lasts. happens: for the README. bound: seconds within
+    which check comes true. when: running, booting (after an event), rebooting or shutting down. anew: what is started
+    anew, and nothing else is. passes: the fault lasts so many seconds, and check comes after it. own: on the table's
+    own machine, which is left as it is if it `ends`. serves: no request to the web pod fails. bug: why this is not so.
+    """
+
+    fault: str
+    happens: str
+    bound: float
+    check: Check
+    when: str = "running"
+    also: str = ""
+    anew: tuple[str, ...] = ()
+    passes: float = 0.0
+    after: str = ""
+    own: bool = False
+    ends: bool = False
+    serves: bool = True
+    quick: bool = False
+    bug: str = ""
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, (self.fault, self.also, self.when if self.when != "running" else "")))
+
+
+def back(name: str) -> Check:
+    """Whether another process of that service or worker runs than the one that was signalled, and well."""
+
+    def check(scene: Scene) -> bool:
+        look = scene.look()
+        now = look["services"][name]
+        well = now["state"] == "running" and (now["healthy"] or name in faults.WORKERS)
+        others = (None, scene.fault, scene.also, scene.before["services"][name]["pid"])
+        return bool(well) and all(now["pid"] != pid for pid in others)
+
+    return check
+
+
+def killed(name: str) -> Check:
+    """Whether it is back after a SIGKILL, which the node names."""
+    return lambda scene: back(name)(scene) and "SIGKILL" in scene.look()["services"][name]["last_exit"]
+
+
+def web_anew(scene: Scene) -> bool:
+    """Whether the web pod has another sandbox."""
+    return running(scene.look()).get("web", [])[:1] not in ([], running(scene.before)["web"][:1])
+
+
+def bomb_killed(scene: Scene) -> bool:
+    """Whether the kernel killed the bomb's container."""
+    bomb = scene.look()["pods"].get("bomb", {"containers": []})
+    return any(container["reason"] == "OOMKilled" for container in bomb["containers"])
+
+
+def forks(scene: Scene) -> bool:
+    """Whether the bomb has about as many processes as it may, and the API answers."""
+    found = [process for process in scene.probe.processes() if process["argv"][-1:] == ["fork"]]
+    return PIDS - 20 <= len(found) <= PIDS and scene.status()["phase"] == "running"
+
+
+def no_carrier(scene: Scene) -> bool:
+    """Whether the node says so."""
+    status = scene.status()
+    return status["phase"] == "running" and any("no carrier" in reason for reason in status["reasons"])
+
+
+def all_closed(scene: Scene) -> bool:
+    """Whether none of the flood's connections is left."""
+    return bool(scene.fault["connected"] == scene.fault["closed"] == faults.FLOOD)
+
+
+def refused(scene: Scene) -> bool:
+    """Whether most connections were refused, and a killed kubelet was reaped and started all the same."""
+    return scene.fault["closed"] >= faults.CONNECTIONS - 512 and killed("kubelet")(scene)
+
+
+def ready(scene: Scene) -> bool:
+    """Whether the node is ready."""
+    return bool(scene.status()["ready"])
+
+
+def resumed(scene: Scene) -> bool:
+    """Whether PID 1 lives again and says what it died of."""
+    status = scene.status()
+    return len(status["failures"]) > len(scene.before["status"]["failures"]) and status["phase"] == "running"
+
+
+def off(scene: Scene) -> bool:
+    """Whether the machine is off."""
+    return scene.machine.wait_exit(0.1)
+
+
+def restarted(scene: Scene) -> bool:
+    """Whether the machine was reset: the events begin anew, and are few for some seconds."""
+    return scene.machine.last_seq < scene.seq
+
+
+def told(cause: str, text: str) -> Check:
+    """Whether the next boot says why the last one ended."""
+
+    def check(scene: Scene) -> bool:
+        now, before = scene.look(), scene.before["status"]["boot_id"]
+        last = now["last"]
+        return now["status"]["boot_id"] != before and last["cause"] == cause and text in (last["log"] or "")
+
+    return check
+
+
+END: dict[str, Any] = {"when": "shutting down", "own": True, "ends": True}
+BOOTING: dict[str, Any] = {"when": "booting", "own": True}
+OFF = f"off by the deadline ({SHUTDOWN} s here)"
+AGAIN = "a killed kubelet is started again"
+
+# fmt: off
+ROWS: tuple[Row, ...] = (
+    *(Row(f"kill-{name}", "started again, and does its work", 10, killed(name), quick=True) for name in faults.WORKERS),
+    Row("kill-containerd", "started again; pods go on", 20, killed("containerd"), anew=("containerd",), quick=True),
+    Row("kill-kubelet", "started again; pods go on", 20, killed("kubelet"), anew=("kubelet",), quick=True),
+    Row("kill-shim", "the kubelet makes that pod anew", 60, web_anew, anew=("web",), serves=False),
+    Row("stop-kubelet", "ended and started again", LIVENESS, back("kubelet"), anew=("kubelet",)),
+    Row("stop-containerd", "ended and started again; pods go on", LIVENESS, back("containerd"), anew=("containerd",)),
+    Row("fill-var", AGAIN, 20, killed("kubelet"), also="kill-kubelet", anew=("kubelet",), quick=True),
+    Row("fill-run", AGAIN, 20, killed("kubelet"), also="kill-kubelet", anew=("kubelet",)),
+    Row("link-cut", "not ready, for that reason", 10, no_carrier, serves=False, quick=True),
+    Row("link-cut", "the boot goes on; not ready, for that reason", BOOT, no_carrier, **BOOTING),
+    Row("disk-stalled", "a killed worker is started again", 10, killed("network"), also="kill-network"),
+    Row("disk-broken", "a killed worker is started again", 10, killed("network"), also="kill-network"),
+    Row("disk-slow", "the boot takes longer", 180, ready, **BOOTING),
+    Row("clock-forward", AGAIN, 20, killed("kubelet"), also="kill-kubelet", anew=("kubelet",), quick=True),
+    Row("clock-back", AGAIN, 20, killed("kubelet"), also="kill-kubelet", anew=("kubelet",)),
+    Row("pause", "nothing is started anew (after 30 s)", 10, ready, passes=30, serves=False),
+    Row("pause", "the boot goes on (after 10 s)", BOOT, ready, passes=10, **BOOTING),
+    Row("flood", "each is closed, nothing else notices", 30, all_closed, quick=True),
+    Row("connections", f"most are refused; {AGAIN}", 60, refused, also="kill-kubelet", anew=("kubelet",)),
+    Row("memory-bomb", "the kernel kills it; PID 1, containerd, kubelet go on", 60, bomb_killed, quick=True),
+    Row("fork-bomb", "it has no more than podPidsLimit; the API answers", 60, forks, own=True),
+    Row("crash-c", "PID 1 goes on, with its children", 20, resumed, quick=True),
+    Row("crash-python", "PID 1 goes on, with its children", 20, resumed, quick=True),
+    Row("hang", f"a reset by the watchdog ({WATCHDOG} s here), which the next boot tells", WATCHDOG + BOOT,
+        told("watchdog", ""), own=True, ends=True, quick=True),
+    Row("panic", "a restart after 10 s; the next boot has the kernel's last lines", 10 + BOOT,
+        told("panic", "sysrq triggered crash"), own=True, ends=True, quick=True),
+    Row("force-reboot", "a restart at once", 3, restarted, "rebooting", own=True, ends=True, quick=True),
+    Row("force-reboot", "a restart at once", 3, restarted, after="phase:api", ends=True, **BOOTING),
+    Row("force-shutdown", "off at once", 3, off, **END),
+    Row("power", OFF, SHUTDOWN + 2, off, **END),
+    Row("power", OFF, SHUTDOWN + 2, off, after="phase:devices", ends=True, **BOOTING),
+    Row("crash-c", OFF, SHUTDOWN + 2, off, **END),
+    Row("crash-python", OFF, SHUTDOWN + 2, off, **END),
+    Row("stop-shim", OFF, SHUTDOWN + 2, off, **END),
+    Row("stop-containerd", OFF, SHUTDOWN + 2, off, **END),
+    Row("fill-var", OFF, SHUTDOWN + 2, off, **END),
+    Row("connections", OFF, SHUTDOWN + 2, off, **END),
+    Row("disk-stalled", OFF, SHUTDOWN + 2, off, **END),
+    Row("force-reboot", "a restart at once", 3, restarted, bug="refused, the node is on its way to shutdown", **END),
+)
+# fmt: on
