@@ -6,10 +6,10 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup image boot test lint bench lock fuzz clean
+.PHONY: help setup image boot test test-faults lint bench lock fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what this machine lacks (Debian packages, Python packages, native extension)
 	@command -v python3 >/dev/null || { $(SUDO) apt-get -qq update && $(SUDO) apt-get -qq install -y python3; }
@@ -25,6 +25,10 @@ boot: setup ## boot a node in QEMU and watch it; Ctrl-C powers it off
 test: setup ## run linters, unit, namespace and VM tests
 	@$(PYTHON) -m rootfs image >/dev/null
 	@$(SUDO) $(PYTHON) -m pytest tests/unit tests/namespace tests/vm $(ARGS)
+
+test-faults: setup ## run every row of the table of faults in VMs, the long ones too
+	@$(PYTHON) -m rootfs image >/dev/null
+	@$(SUDO) $(PYTHON) -m pytest tests/vm/test_faults.py -m "faults or not faults" $(ARGS)
 
 lint: setup ## run ruff, mypy --strict, codespell and the C warnings alone
 	@$(PYTHON) -m pytest tests/unit/test_linters.py -q $(ARGS)

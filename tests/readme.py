@@ -17,6 +17,8 @@ from initd.api import registry, types
 from initd.client.commands import COMMANDS, OTHERS, Command
 from initd.config.schema import json_schema
 from initd.supervise import states
+from qemu.faults import FAULTS
+from tests.vm.rows import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -73,6 +75,23 @@ def _ways_out(steps: Mapping[states.Event, states.Step]) -> str:
     return "; ".join(f"`{state.value}`: {', '.join(events)}" for state, events in upon.items())
 
 
+def faults() -> str:
+    """What happens when something fails: the rows of the table that the VM tests run, then the names without one."""
+    rows = [
+        (f"`{row.fault}`", FAULTS[row.fault].says, row.when, row.happens + _not_yet(row.bug), f"{row.bound:g} s")
+        for row in ROWS
+    ]
+    used = {name for row in ROWS for name in (row.fault, row.also)}
+    others = "; ".join(f"`{name}`: {fault.says}" for name, fault in FAULTS.items() if name not in used)
+    return "\n\n".join(
+        (_table(("name", "what fails", "while", "what happens", "within"), rows), f"Other names: {others}.")
+    )
+
+
+def _not_yet(bug: str) -> str:
+    return f" (not yet: {bug})" if bug else ""
+
+
 def commands() -> str:
     """initctl's commands."""
     rows = [
@@ -121,6 +140,7 @@ def _said(documented: object) -> str:
 
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "phases": phases,
+    "faults": faults,
     "supervision": supervision,
     "commands": commands,
     "configuration": configuration,

@@ -23,7 +23,7 @@ TEXT = readme.README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
 SPANS = re.findall(r"`([^`\n]+)`", PROSE)
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 STARTS = ("make ", "initctl ", "python -m ")
 FEWEST = 30  # commands that are there for sure, so that the tests below cannot pass by seeing none
 
@@ -31,7 +31,7 @@ FEWEST = 30  # commands that are there for sure, so that the tests below cannot 
 def commands() -> list[str]:
     """Every command that the README names, without its prompt and the venv it comes from."""
     lines = [line[2:] for kind, block in BLOCKS if kind == "console" for line in block.splitlines() if line[:2] == "$ "]
-    lines += re.findall(r"^    (make \w+)$", PROSE, re.MULTILINE)
+    lines += re.findall(r"^    (make [\w-]+)$", PROSE, re.MULTILINE)
     lines += SPANS
     plain = [line.partition(" | ")[0].removeprefix(".venv/bin/") for line in lines]
     return sorted({line for line in plain if line.startswith(STARTS)})

@@ -10,7 +10,7 @@ import pytest
 from qemu.net import Network
 from qemu.probe import Probe
 from tests.vm import manifests
-from tests.vm.conftest import FORWARD, until, wait_for_pods
+from tests.vm.conftest import FORWARD, wait_for_pods
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,13 +111,3 @@ def test_ctrl_alt_del_reboots(machine_factory: MachineFactory) -> None:
         machine.qmp("send-key", keys=keys)
     machine.wait_for("ready", 180.0)
     assert machine.boots == 2
-
-
-def test_a_second_request_only_makes_it_faster(machine_factory: MachineFactory) -> None:
-    machine = boot(machine_factory)
-    with machine.client() as client:
-        first = client.call("shutdown")
-        second = client.call("shutdown", True)
-    assert second < first
-    assert machine.wait_exit(10.0), machine.console_tail()
-    assert until("exit", lambda: not machine.running, 1.0)
