@@ -120,8 +120,6 @@ def mount_rest(_node: Node) -> None:
 
 def start_network(node: Node) -> None:
     """Start the network worker, the first: what all workers and PID 1's own loop need is imported before its fork."""
-    import initd.worker  # noqa: F401, PLC0415 while containerd starts
-
     _load(modules.LINKS)
     node.add_worker("network").start("boot")
 

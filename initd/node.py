@@ -10,7 +10,7 @@ from initd.events import EventLog, boottime, machine_id
 from initd.supervise.backoff import Backoff
 from initd.supervise.reap import Reaper
 from initd.supervise.service import Service
-from initd.supervise.states import State
+from initd.supervise.states import Event, State
 
 if TYPE_CHECKING:
     import asyncio
@@ -138,8 +138,6 @@ class Node:
     def service_changed(self, service: Service) -> None:
         """Let the services that wait for this one go on, and update the node."""
         if service.state is State.RUNNING:
-            from initd.supervise.states import Event  # noqa: PLC0415 kept beside its only use
-
             for other in self.services.values():
                 if other.state is State.BLOCKED and other.needs() is None:
                     other.handle(Event.UNBLOCKED, f"{service.spec.name} is ready")

@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from initd import log
+from initd import log, worker
 from initd.api.protocol import ApiError, Code, Decoder, Notification, ProtocolError, Request, Response, encode
 from initd.events import boottime
 from initd.supervise.service import Service
@@ -73,8 +73,6 @@ class Worker(Service):
 
     def forked(self) -> NoReturn:
         """Be the worker, in a copy of PID 1 that shares what both have imported."""
-        from initd import worker  # noqa: PLC0415 the loop's imports are in boot.start_network
-
         worker.run_forked(self.spec.name, len(self._kept))
 
     def started(self) -> None:
