@@ -235,12 +235,7 @@ ROWS: tuple[Row, ...] = (
     Row("power", OFF, SHUTDOWN + 2, off, **END),
     Row("power", OFF, SHUTDOWN + 2, off, after="phase:devices", ends=True, **BOOTING),
     Row("crash-c", OFF, SHUTDOWN + 2, off, **END),
-    Row("crash-python", OFF, SHUTDOWN + 2, off, **END),
     Row("stop-shim", OFF, SHUTDOWN + 2, off, **END),
-    Row("stop-containerd", OFF, SHUTDOWN + 2, off, **END),
-    Row("fill-var", OFF, SHUTDOWN + 2, off, **END),
-    Row("connections", OFF, SHUTDOWN + 2, off, **END),
-    Row("disk-stalled", OFF, SHUTDOWN + 2, off, **END),
     Row("force-reboot", "a restart at once", 3, restarted, bug="refused, the node is on its way to shutdown", **END),
 )
 # fmt: on
