@@ -85,11 +85,11 @@ def var(node: Node) -> None:
 
         chosen = node.config.disks.var
         options = f"mode=0755,size={size_bytes(chosen.size, memory_bytes())},nr_inodes={chosen.inodes}"
-    var_mount, opt_mount = mounts.after_var(options)
+    var_mount, *on_var = mounts.after_var(options)
     mounts.mount_all((var_mount,))
     mounts.make_directories(mounts.VAR_DIRECTORIES)
     mounts.make_links(mounts.VAR_LINKS)
-    mounts.mount_all((opt_mount,))
+    mounts.mount_all(tuple(on_var))
     mounts.share_root()
 
 

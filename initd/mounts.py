@@ -21,6 +21,7 @@ DEVICES = MountFlag.NOSUID | MountFlag.NOEXEC
 FACTORY = "/usr/share/initd/factory"
 ETC = "/run/initd/etc"
 OPT_LAYERS = "/var/lib/initd/opt"
+LOGS = "/run/initd/log"
 
 
 class Mount(NamedTuple):
@@ -62,9 +63,10 @@ VAR_OPTIONS = "mode=0755,size=50%,nr_inodes=1m"
 
 
 def after_var(options: str = VAR_OPTIONS) -> tuple[Mount, ...]:
-    """/var itself, with tmpfs(5) `options`, and what has its upper layer there."""
+    """/var itself, with tmpfs(5) `options`, what has its upper layer there, and the services' logs for pods to ship."""
     layers = f"lowerdir=/opt,upperdir={OPT_LAYERS}/upper,workdir={OPT_LAYERS}/work"
-    return Mount("/var", "tmpfs", "tmpfs", SAFE, options), Mount("/opt", "opt", "overlay", SAFE, layers)
+    logs = Mount("/var/log/initd", LOGS, "tmpfs", SEALED | MountFlag.BIND | MountFlag.RDONLY)
+    return Mount("/var", "tmpfs", "tmpfs", SAFE, options), Mount("/opt", "opt", "overlay", SAFE, layers), logs
 
 
 VAR_DIRECTORIES = (
@@ -72,6 +74,7 @@ VAR_DIRECTORIES = (
     ("/var/log", 0o755),
     ("/var/log/pods", 0o755),
     ("/var/log/containers", 0o755),
+    ("/var/log/initd", 0o755),
     ("/var/lib", 0o755),
     ("/var/lib/kubelet", 0o750),
     ("/var/lib/kubelet/volumeplugins", 0o755),
@@ -92,6 +95,7 @@ RUN_DIRECTORIES = (
     ("/run/lock", 0o755),
     ("/run/initd", 0o755),
     (ETC, 0o755),
+    (LOGS, 0o755),
     ("/run/initd/notify", 0o700),
     ("/run/initd/kubelet", 0o700),
     ("/run/initd/containerd", 0o700),
@@ -121,10 +125,11 @@ def _mount(row: Mount) -> None:
     if row.make:
         os.makedirs(row.target, exist_ok=True)
     # Mounted already is what is on another device than its parent; a bind mount of the same device is not seen.
-    if os.lstat(row.target).st_dev != os.lstat(os.path.dirname(row.target) or "/").st_dev:
-        native.mount("", row.target, "", row.flags | MountFlag.REMOUNT | MountFlag.BIND)
-    else:
+    there = os.lstat(row.target).st_dev != os.lstat(os.path.dirname(row.target) or "/").st_dev
+    if not there:
         native.mount(row.source, row.target, row.type, row.flags, row.data)
+    if there or MountFlag.BIND in row.flags:  # a new bind mount has not taken its other flags
+        native.mount("", row.target, "", row.flags | MountFlag.REMOUNT | MountFlag.BIND)
 
 
 def unescape(text: str) -> str:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from initd.config.sources import Found
     from initd.services import ServiceSpec
     from initd.shutdown import Shutdown
-    from initd.supervise.output import Output
     from initd.supervise.workers import Worker
 
 
@@ -57,11 +56,11 @@ class Node:
         self.failures: list[str] = []
         self._ready: tuple[str, bool, list[str]] = ("", False, [])
 
-    def add_service(self, spec: ServiceSpec, output: Output | None = None, notify: int = -1) -> Service:
+    def add_service(self, spec: ServiceSpec, pipe: tuple[int, int] | None = None, notify: int = -1) -> Service:
         """A service of the node, made if it is not there, with the descriptors of an earlier life of PID 1, if any."""
         if spec.name in self.services:
             return self.services[spec.name]
-        service = self.services[spec.name] = Service(spec, self.events, self.reaper, output, notify)
+        service = self.services[spec.name] = Service(spec, self.events, self.reaper, pipe, notify)
         service.needs = lambda: next((name for name in spec.needs if not self._runs(name)), None)
         service.changed = self.service_changed
         return service
@@ -69,13 +68,13 @@ class Node:
     def _runs(self, name: str) -> bool:
         return name in self.services and self.services[name].state is State.RUNNING
 
-    def add_worker(self, name: str, output: Output | None = None) -> Worker:
+    def add_worker(self, name: str, pipe: tuple[int, int] | None = None) -> Worker:
         """A worker of the node; see `add_service`."""
         from initd.supervise.workers import Worker  # noqa: PLC0415 it imports asyncio: while containerd starts
 
         if name in self.workers:
             return self.workers[name]
-        worker = self.workers[name] = Worker(services.worker(name), self.events, self.reaper, output)
+        worker = self.workers[name] = Worker(services.worker(name), self.events, self.reaper, pipe)
         worker.changed = lambda _worker: self.on_change()
         return worker
 

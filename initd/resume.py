@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from initd import cgroups, log, native, services
 from initd.config.sources import Found
-from initd.supervise.output import Output
 from initd.supervise.process import find
 from initd.supervise.states import HAS_PROCESS, State
 
@@ -157,9 +156,9 @@ def restore(node: Node) -> dict[str, Any]:
     node.events.resume(*state["events"])
     specs = {spec.name: spec for spec in services.SERVICES}
     for name, kept in state["services"].items():
-        _restore(node.add_service(specs[name], Output(pipe=kept["output"]), kept["notify"]), kept)
+        _restore(node.add_service(specs[name], kept["output"], kept["notify"]), kept)
     for name, kept in state["workers"].items():
-        _restore(node.add_worker(name, Output(pipe=kept["output"])), kept)
+        _restore(node.add_worker(name, kept["output"]), kept)
     log.error("PID 1 failed and was resumed", cause=failures[-1])
     node.events.emit("resumed", cause=failures[-1])
     return state

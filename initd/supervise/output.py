@@ -1,4 +1,4 @@
-"""What a service writes: its pipe, cut into lines and kept in a bounded ring that readers can follow."""
+"""What a service writes: its pipe, cut into lines, kept in a bounded ring that readers can follow, and in a file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,74 @@ CHUNK = 8 << 10
 PIPE_BYTES = 64 << 10  # pipe(7)
 
 
-class Output:
-    """The ring of one service. Its pipe lives as long as PID 1, so a restart loses no line and needs no new reader."""
+class LogFile:
+    """The lines of one service as the kubelet writes those of containers, for whoever ships logs, and for PID 1's next
+    life. It lies on a tmpfs, which never lets PID 1 wait; over RING_BYTES it becomes NAME.log.1, and another is begun.
+    """
 
-    def __init__(self, pipe: tuple[int, int] | None = None) -> None:
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self.dropped = 0
+
+    def write(self, lines: list[LogLine]) -> None:
+        """Append lines. Those that find no room are dropped, and the next ones come after a word about it."""
+        if self.dropped:
+            lines = [{"time": time.time(), "text": f"initd: {self.dropped} lines dropped", "dropped": 0}, *lines]
+        data = "".join(f"{_stamp(line['time'])} stdout F {line['text']}\n" for line in lines).encode()
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            size = os.fstat(self._fd).st_size
+            if os.write(self._fd, data) != len(data):
+                os.ftruncate(self._fd, size)
+                raise OSError  # noqa: TRY301 no more than a part of it found room
+            self.dropped = 0
+            if size + len(data) > RING_BYTES:
+                os.close(self._fd)
+                self._fd = -1
+                os.rename(self._path, f"{self._path}.1")
+        except OSError:
+            self.dropped += len(lines) - bool(self.dropped)
+
+    def read(self) -> list[LogLine]:
+        """What an earlier life of PID 1 wrote, oldest first."""
+        from datetime import datetime  # noqa: PLC0415 such a life alone needs it
+
+        lines: list[LogLine] = []
+        for path in (f"{self._path}.1", self._path):
+            try:
+                with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+                    for line in file:
+                        stamp, _, _, text = line.removesuffix("\n").split(" ", 3)
+                        lines.append({"time": datetime.fromisoformat(stamp).timestamp(), "text": text, "dropped": 0})
+            except (OSError, ValueError):
+                continue  # there is none, or it is not whole: what was read counts
+        return lines
+
+
+def _stamp(seconds: float) -> str:
+    """Seconds since 1970 in RFC 3339, as CRI's log format has them."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1e9):09d}Z"
+
+
+class Output:
+    """What one service wrote. Its pipe, which an earlier life of PID 1 may have left, lives as long as PID 1, so that a
+    restart loses no line and needs no new reader.
+    """
+
+    def __init__(self, path: str, pipe: tuple[int, int] | None = None) -> None:
         self.reader, self.writer = pipe or os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.reader, False)
+        self._file = LogFile(path)
         self._lines: deque[LogLine] = deque()
         self._size = 0
         self._count = 0
         self._rest = b""
         self._wakers: set[Callable[[], None]] = set()
+        if pipe is not None:
+            for line in self._file.read():
+                self._add(line)
 
     def drain(self) -> None:
         """Read once what the pipe holds; never blocks. One read a turn, so that a flood delays no one else."""
@@ -53,24 +110,27 @@ class Output:
         *lines, self._rest = (self._rest + data).split(b"\n")
         before = self._count
         for line in lines:
-            self._add(self._cut(line))
+            self._add_text(self._cut(line))
         self._rest = self._cut(self._rest)
         if self._count > before:
+            self._file.write(newest(self._lines, self._count - before))
             for wake in list(self._wakers):
                 wake()
 
     def _cut(self, line: bytes) -> bytes:
         """Add what is over the bound; returns what is left."""
         while len(line) > LINE_BYTES:
-            self._add(line[:LINE_BYTES])
+            self._add_text(line[:LINE_BYTES])
             line = line[LINE_BYTES:]
         return line
 
-    def _add(self, line: bytes) -> None:
-        text = line.decode(errors="replace")
+    def _add_text(self, line: bytes) -> None:
+        self._add({"time": time.time(), "text": line.decode(errors="replace"), "dropped": 0})
+
+    def _add(self, line: LogLine) -> None:
         self._count += 1
-        self._lines.append({"time": time.time(), "text": text, "dropped": 0})
-        self._size += len(text)
+        self._lines.append(line)
+        self._size += len(line["text"])
         while self._size > RING_BYTES or len(self._lines) > LINES:
             self._size -= len(self._lines.popleft()["text"])
 

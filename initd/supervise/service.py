@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from initd import cgroups, log, native
 from initd.events import boottime
+from initd.mounts import LOGS
 from initd.supervise.backoff import Backoff
 from initd.supervise.notify import NUMBERS, NotifySocket
 from initd.supervise.output import Output
@@ -44,7 +45,12 @@ class Service:
     """One service: `spec` says how to run it, `argv` what exactly (the kubelet's is decided late)."""
 
     def __init__(
-        self, spec: ServiceSpec, events: EventLog, reaper: Reaper, output: Output | None = None, notify: int = -1
+        self,
+        spec: ServiceSpec,
+        events: EventLog,
+        reaper: Reaper,
+        pipe: tuple[int, int] | None = None,
+        notify: int = -1,
     ) -> None:
         self.spec = spec
         self.argv: tuple[str, ...] = spec.argv
@@ -59,7 +65,7 @@ class Service:
         self.trouble_since: float | None = None
         self.retired = False
         self.history: deque[Transition] = deque(maxlen=HISTORY)
-        self.output = output or Output()
+        self.output = Output(f"{LOGS}/{spec.name}.log", pipe)
         self.needs: Callable[[], str | None] = lambda: None
         self.changed: Callable[[Service], None] = lambda _service: None
         self.notify = NotifySocket(f"/run/initd/notify/{spec.name}.sock", notify) if spec.notify else None

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from initd.events import EventLog
     from initd.services import ServiceSpec
-    from initd.supervise.output import Output
     from initd.supervise.process import Process
     from initd.supervise.reap import Reaper
 
@@ -39,8 +38,10 @@ class Worker(Service):
     descriptor that it handed over starts it again.
     """
 
-    def __init__(self, spec: ServiceSpec, events: EventLog, reaper: Reaper, output: Output | None = None) -> None:
-        super().__init__(spec, events, reaper, output)
+    def __init__(
+        self, spec: ServiceSpec, events: EventLog, reaper: Reaper, pipe: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(spec, events, reaper, pipe)
         self._handlers: dict[str, Callable[..., None]] = {}
         self._unheard: dict[str, list[Any]] = {}
         self.on_start: Callable[[], None] = lambda: None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROWS = (*TABLE, *after_var())
 DEVICES = {"/dev", "/dev/pts"}  # the only ones in which device nodes work
 PROGRAMS = {"/run", "/var", "/opt"}  # containerd's bundles, images and CNI plugins run from there
+READ_ONLY = {"/sys/firmware/efi/efivars", "/var/log/initd"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.target)
@@ -27,10 +28,10 @@ def test_flags(row: Mount) -> None:
     assert row.flags & MountFlag.NOSUID
     assert bool(row.flags & MountFlag.NODEV) == (row.target not in DEVICES)
     assert bool(row.flags & MountFlag.NOEXEC) == (row.target not in PROGRAMS)
-    assert bool(row.flags & MountFlag.RDONLY) == (row.target == "/sys/firmware/efi/efivars")
+    assert bool(row.flags & MountFlag.RDONLY) == (row.target in READ_ONLY)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.type == "tmpfs"], ids=lambda row: row.target)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.source == "tmpfs"], ids=lambda row: row.target)
 def test_no_tmpfs_may_fill_the_memory(row: Mount) -> None:
     assert "size=" in row.data
 
@@ -72,6 +73,15 @@ def test_what_is_mounted_already_is_only_given_its_flags(monkeypatch: pytest.Mon
     row = Mount("/proc", "proc", "proc", mounts.SEALED)
     mount_all((row,))
     assert calls == [("", "/proc", "", mounts.SEALED | MountFlag.REMOUNT | MountFlag.BIND)]
+
+
+def test_a_bind_mount_is_given_its_flags_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(native, "mount", lambda *call: calls.append(call))
+    row = Mount(str(tmp_path), "/source", "", mounts.SEALED | MountFlag.BIND)
+    mount_all((row,))
+    assert [call[0] for call in calls] == ["/source", ""]
+    assert calls[1] == ("", str(tmp_path), "", mounts.SEALED | MountFlag.REMOUNT | MountFlag.BIND)
 
 
 def test_links_and_seeds(tmp_path: Path) -> None:

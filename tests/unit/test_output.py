@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,16 +15,22 @@ from initd.supervise.output import LINE_BYTES, LINES, RING_BYTES, Output
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
+    from pathlib import Path
 
     from initd.api.types import LogLine
 
 
 @pytest.fixture
 def output() -> Iterator[Output]:
-    made = Output()
+    made = Output("/nowhere/x.log")
     yield made
-    os.close(made.reader)
-    os.close(made.writer)
+    close(made)
+
+
+def close(output: Output) -> None:
+    for descriptor in (output.reader, output.writer, output._file._fd):
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def texts(output: Output, count: int = LINES) -> list[str]:
@@ -37,7 +44,7 @@ def long_lines() -> st.SearchStrategy[bytes]:
 
 @given(st.one_of(st.binary(), long_lines()), st.lists(st.integers(1, 9000), max_size=8))
 def test_any_split_gives_the_same_lines(data: bytes, sizes: list[int]) -> None:
-    whole, pieces = Output(), Output()
+    whole, pieces = Output("/nowhere/x.log"), Output("/nowhere/x.log")
     whole.feed(data)
     for size in sizes:
         pieces.feed(data[:size])
@@ -45,9 +52,8 @@ def test_any_split_gives_the_same_lines(data: bytes, sizes: list[int]) -> None:
     pieces.feed(data)
     assert texts(pieces) == texts(whole)
     assert pieces._rest == whole._rest
-    for output in (whole, pieces):
-        os.close(output.reader)
-        os.close(output.writer)
+    close(whole)
+    close(pieces)
 
 
 def test_a_line_too_long_becomes_several_and_none_is_lost(output: Output) -> None:
@@ -75,6 +81,36 @@ def test_the_pipe_is_drained_without_waiting(output: Output) -> None:
     os.write(output.writer, b"one\ntwo\n")
     output.drain()
     assert texts(output) == ["one", "two"]
+
+
+def test_the_file_is_bounded_and_read_by_the_next_life(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    first = Output(str(path))
+    for number in range(40):
+        first.feed(b"%d %b\n" % (number, b"y" * LINE_BYTES) + b"\xff \r tail\n")
+    assert path.stat().st_size <= RING_BYTES
+    last = path.read_bytes().decode().split("\n")[-2]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z stdout F \ufffd \r tail", last)
+    second = Output(str(path), (first.reader, first.writer))
+    assert texts(second) == texts(first)
+    assert [line["time"] for line in second.tail(9)] == pytest.approx(
+        [line["time"] for line in first.tail(9)], abs=1e-5
+    )
+    second.feed(b"more\n")
+    assert path.read_text().endswith(" stdout F more\n")
+    os.close(first._file._fd)
+    close(second)
+
+
+def test_what_the_file_had_no_room_for_is_told(output: Output, tmp_path: Path) -> None:
+    output.feed(b"1\n2\n")
+    output.feed(b"3\n")
+    output._file._path = str(tmp_path / "x.log")
+    output.feed(b"4\n")
+    assert [line.split(" ", 3)[3] for line in (tmp_path / "x.log").read_text().splitlines()] == [
+        "initd: 3 lines dropped",
+        "4",
+    ]
 
 
 def test_what_a_process_left_unfinished_is_a_line_of_its_own(output: Output) -> None:

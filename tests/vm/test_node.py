@@ -47,7 +47,7 @@ def test_mount_flags_are_those_of_the_table(running: Machine) -> None:
     for row in (*TABLE, *after_var()):
         if not row.needed and row.target not in table:
             continue
-        wanted = {flag.name.lower() for flag in type(row.flags) if flag in row.flags and flag.name}
+        wanted = {flag.name.lower() for flag in type(row.flags) if flag in row.flags and flag.name} - {"bind"}
         wanted = {"ro" if name == "rdonly" else name for name in wanted}
         assert wanted <= set(table[row.target]["flags"]), row.target
         assert table[row.target]["type"] == row.type
@@ -158,10 +158,21 @@ def test_pods_and_images_are_listed(running: Machine) -> None:
 def test_events_replay_from_a_number(node: Machine) -> None:
     with node.client() as client:
         events = list(client.stream("events", 0, False))
-        assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-        assert next(event["seq"] for event in client.stream("events", 5, False)) == 6
-    phases = [event["name"] for event in events if event["kind"] == "phase"]
+        numbers = [event["seq"] for event in events]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+        assert next(client.stream("events", numbers[5], False)) == events[6]
+        phases = [phase["name"] for phase in client.call("boot.times")["phases"]]
     assert phases.index("mounts") < phases.index("containerd") < phases.index("config")
+
+
+def test_logs_are_in_var_too_as_the_kubelet_writes_those_of_pods(node: Machine, probe: Probe) -> None:
+    with node.client() as client:
+        lines = [line["text"] for line in client.stream("logs", "containerd", 1000, False)]
+    written = "".join(probe("read", path=f"/var/log/initd/containerd.log{end}").get("text", "") for end in (".1", ""))
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z stdout F ", written)
+    assert lines[0] in written
+    assert lines[-1] in written
+    assert probe("remove", path="/var/log/initd/containerd.log")["error"] == "EROFS"
 
 
 def test_logs_kernel_log_and_processes(node: Machine) -> None:
