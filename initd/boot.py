@@ -298,7 +298,11 @@ async def start_watchdog(node: Node) -> None:
     cause, log_text = watchdog.last_boot()
     node.last_boot = {"cause": cause, "log": log_text}
     if cause is not None:
-        log.warning(f"the last boot ended by {cause}")
+        log.info(f"the last boot ended: {cause}")
+    try:
+        watchdog.keep_log()
+    except OSError as error:
+        log.warning("the next boot will not know this one's end", error=str(error))
     if wanted is not None and not wanted.seconds:
         raise Skipped("watchdog.seconds is 0")
     try:

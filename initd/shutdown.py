@@ -45,12 +45,14 @@ class Shutdown:
 def request(node: Node, action: str, by: str, *, force: bool = False) -> float:
     """Begin to reboot or shut down, or, if that has begun, make it no slower; returns the seconds it may take.
 
-    `force` waits for no one: after `FORCED` seconds at most reboot(2) is called.
+    `force` waits for no one, and decides what it is from now on: after `FORCED` seconds at most reboot(2) is called.
     """
     seconds = FORCED if force else node.config.node.shutdown_seconds if node.config is not None else DEADLINE
     running = node.shutdown
     if running is not None:
         running.deadline = min(running.deadline, boottime() + seconds)
+        if force:
+            running.action, running.by = action, by
         log.info(f"{running.action}: asked again", by=by, seconds_left=round(running.left(), 1))
         return running.left()
     begin(node, Shutdown(action, by, boottime() + seconds))
@@ -76,7 +78,7 @@ def _watch_deadline(node: Node, shutdown: Shutdown) -> None:
         node.loop.call_later(min(shutdown.left(), 1.0), _watch_deadline, node, shutdown)
         return
     log.warning("shutdown deadline passed")
-    _finish(shutdown.action)
+    _finish(shutdown)
 
 
 async def _run(node: Node, shutdown: Shutdown) -> None:
@@ -85,7 +87,7 @@ async def _run(node: Node, shutdown: Shutdown) -> None:
             await step(node, shutdown)
         except Exception as failure:  # noqa: BLE001 a step that fails must not keep the machine up, nor skip the next
             log.exception("shutdown step failed", failure, step=step.__name__)
-    _finish(shutdown.action)
+    _finish(shutdown)
 
 
 async def _wait(done: Callable[[], bool], seconds: float) -> bool:
@@ -215,10 +217,10 @@ def _unmount_all() -> None:
                 break
 
 
-def _finish(action: str) -> None:
-    log.info(f"{action} now")
+def _finish(shutdown: Shutdown) -> None:
+    log.info(f"{shutdown.action}, asked for by {shutdown.by}")  # what the next boot looks for (watchdog.py)
     try:
-        native.reboot(COMMANDS[action])
+        native.reboot(COMMANDS[shutdown.action])
     except OSError as error:
         log.error("reboot failed; restarting the machine instead", error=str(error))
         native.reboot(native.RebootCommand.RESTART)

@@ -1,17 +1,23 @@
 """The hardware watchdog, fed by PID 1's own loop, so that a loop that hangs is a reboot; and what ended the last boot.
 
-Sources: the kernel's Documentation/watchdog/watchdog-api.rst, and Documentation/ABI/testing/pstore.
+Sources: the kernel's Documentation/watchdog/watchdog-api.rst, Documentation/ABI/testing/pstore, and
+Documentation/admin-guide/kernel-parameters.txt (printk.always_kmsg_dump).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import struct
 
 DEVICE = "/dev/watchdog0"
 STATUS = "/sys/class/watchdog/watchdog0/bootstatus"
 PSTORE = "/sys/fs/pstore"
+DUMP_ALWAYS = "/sys/module/printk/parameters/always_kmsg_dump"
+ASKED = re.compile(
+    r'(?:reboot|shutdown|power off), asked for by [^"\n]+'
+)  # shutdown.py's last words, or native/rescue.c's
 # linux/watchdog.h
 KEEP_ALIVE, SET_TIMEOUT, GET_TIMEOUT, CARD_RESET = 0x80045705, 0xC0045706, 0x80045707, 0x20
 _INT = struct.Struct("@i")
@@ -35,8 +41,14 @@ def feed(fd: int) -> None:
     fcntl.ioctl(fd, KEEP_ALIVE, 0)
 
 
+def keep_log() -> None:
+    """Have the kernel put its log's end in the machine's store at each reboot, not only at a panic. Raises OSError."""
+    with open(DUMP_ALWAYS, "w", encoding="ascii") as file:
+        file.write("Y")
+
+
 def last_boot() -> tuple[str | None, str | None]:
-    """What is known of how the last boot ended: `panic` or `watchdog`, and what the kernel wrote at its end.
+    """What is known of how the last boot ended: `panic`, `watchdog`, or who asked for it; and the log's end.
 
     The kernel's records are taken out of the machine's store, which has place for few.
     """
@@ -49,10 +61,13 @@ def last_boot() -> tuple[str | None, str | None]:
     except OSError:
         pass  # no store, or it fails: what was read is told
     log = "".join(reversed(records))[-LOG_BYTES:]  # the last part is the first file
-    if log:
+    if any(record.startswith("Panic") for record in records):
         return "panic", log
+    asked = ASKED.findall(log)
+    if asked:
+        return asked[-1], log
     try:
         with open(STATUS, encoding="ascii") as file:
-            return ("watchdog" if int(file.read(), 0) & CARD_RESET else None), None
+            return ("watchdog" if int(file.read(), 0) & CARD_RESET else None), log or None
     except (OSError, ValueError):
-        return None, None
+        return None, log or None

@@ -154,6 +154,14 @@ def test_a_second_request_only_makes_it_faster(machine: Machine, monkeypatch: py
     assert max(seconds) <= 0.05
 
 
+def test_a_forced_one_decides_what_it_is(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutdown, "FORCED", 0.05)
+    did = machine.run(reboot, lambda node: shutdown.request(node, "shutdown", by="another", force=True))
+    assert did[-1] == "POWER_OFF"
+    assert machine.node.shutdown is not None
+    assert machine.node.shutdown.by == "another"
+
+
 def test_the_end_comes_even_if_telling_of_it_fails(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_phase: object) -> None:
         raise KeyError("reasons")
