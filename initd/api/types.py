@@ -62,7 +62,7 @@ class NodeStatus(TypedDict):
 
 class LastBoot(TypedDict):
     """How the boot before this one ended, as far as the machine keeps it: `cause` is panic, watchdog, what was asked
-    for and by whom ("reboot, asked for by API, uid 0 ..."), or null; `log` is the end of the kernel's log, with initd's.
+    for and by whom ("reboot, asked for by API, uid 0 ..."), or null; `log` is the end of the kernel log with initd's.
     """
 
     cause: str | None

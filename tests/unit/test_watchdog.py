@@ -48,8 +48,8 @@ def test_cause(store: Path, records: list[str], status: str, cause: str | None) 
 
 def test_what_shutdown_says_last_is_found(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(shutdown.log, "info", said.append)
-    monkeypatch.setattr(shutdown.native, "reboot", lambda _command: None)
+    monkeypatch.setattr("initd.shutdown.log.info", said.append)
+    monkeypatch.setattr("initd.shutdown.native.reboot", lambda _command: None)
     shutdown._finish(shutdown.Shutdown("shutdown", "the power button", 0.0))
     (store / "dmesg-1").write_text(said[-1])
     assert watchdog.last_boot()[0] == "shutdown, asked for by the power button"
