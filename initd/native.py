@@ -94,7 +94,7 @@ class Stage(Enum):
     DESCRIPTORS = lib.INITD_DESCRIPTORS, "arranging descriptors"
     WORKING_DIRECTORY = lib.INITD_WORKING_DIRECTORY, "changing directory"
     CAPABILITIES = lib.INITD_CAPABILITIES, "dropping capabilities"
-    NO_NEW_PRIVS = lib.INITD_NO_NEW_PRIVS, "setting no_new_privs"
+    SEAL = lib.INITD_SEAL, "setting no_new_privs and the filter of system calls"
     EXEC = lib.INITD_EXEC, "exec"
 
 
@@ -116,7 +116,8 @@ class Spawn(NamedTuple):
     argv[0] is the program's path; () forks. `fds` maps the child's numbers to this process's; all others are closed,
     and a standard stream that is not given is /dev/null. `cgroup` is a descriptor of a directory in the v2 tree, or -1
     to stay. `rlimits` maps RLIMIT_* to (soft, hard). `bounding` is the set of capability numbers to keep (None: all).
-    `namespaces` holds further ones to create.
+    `sealed` is no_new_privs and a filter that refuses the system calls of spawn.c's list. `namespaces` holds further
+    ones to create.
     """
 
     argv: tuple[str, ...]
@@ -126,7 +127,7 @@ class Spawn(NamedTuple):
     rlimits: Mapping[int, tuple[int, int]] = {}
     oom_score_adj: int | None = None
     bounding: frozenset[int] | None = None
-    no_new_privs: bool = False
+    sealed: bool = False
     cwd: str = "/"
     namespaces: int = 0
 
@@ -218,7 +219,7 @@ def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
         "descriptors": descriptors, "descriptor_count": len(spec.fds),
         "limits": limits, "limit_count": len(spec.rlimits), "oom_score": score,
         "bounded": spec.bounding is not None, "keep": _mask(spec.bounding or ()),
-        "no_new_privs": spec.no_new_privs, "timeout": timeout,
+        "sealed": spec.sealed, "timeout": timeout,
     }  # fmt: skip
     child = ffi.new("struct initd_child *")
     if lib.initd_spawn(ffi.new("struct initd_spawn *", raw), child) < 0:

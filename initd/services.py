@@ -39,6 +39,7 @@ class ServiceSpec(NamedTuple):
 
     cgroup is a path below the cgroup file system's root, cgroup_settings go into its files at each start. rlimits maps
     resource.RLIMIT_* to soft and hard limits, resource.RLIM_INFINITY among them. oom_score_adj None leaves PID 1's.
+    capabilities are those that it and what it starts may have (numbers of capabilities(7)); sealed: see native.Spawn.
     notify: it sends READY=1 (sd_notify), within start_seconds. watchdog_seconds is its WATCHDOG_USEC, 0 for a service
     that never sends WATCHDOG=1. stop_seconds lie between SIGTERM and SIGKILL; main_only sends both to the main process
     instead of killing the whole cgroup, so that what it started survives it. needs names services; while one of them is
@@ -52,6 +53,8 @@ class ServiceSpec(NamedTuple):
     cgroup_settings: dict[str, int | str] = {}  # noqa: RUF012 -- nobody writes to a specification
     rlimits: Mapping[int, tuple[int, int]] = {}
     oom_score_adj: int | None = None
+    capabilities: frozenset[int] | None = None
+    sealed: bool = False
     notify: bool = False
     watchdog_seconds: float = 0.0
     start_seconds: float = 60.0
@@ -67,6 +70,10 @@ RLIMITS: Mapping[int, tuple[int, int]] = {
     resource.RLIMIT_NPROC: (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
     resource.RLIMIT_CORE: (0, 0),
 }
+# capabilities(7)
+NET_BIND_SERVICE, NET_ADMIN, NET_RAW, SYS_MODULE, SYS_RAWIO, SYS_BOOT, SYS_TIME = 10, 12, 13, 16, 17, 22, 25
+AUDIT_CONTROL, MAC_OVERRIDE, MAC_ADMIN, LAST_CAPABILITY = 30, 32, 33, 40
+NO_REBOOT = frozenset(range(LAST_CAPABILITY + 1)) - {SYS_BOOT}  # nor kexec, which would end verity
 
 
 def containerd_argv(config: str = CONTAINERD_DEFAULT_CONFIG) -> tuple[str, ...]:
@@ -93,6 +100,7 @@ CONTAINERD = ServiceSpec(
     cgroup="runtime",
     rlimits=RLIMITS,
     oom_score_adj=-999,
+    capabilities=NO_REBOOT,  # a privileged pod has the rest
     notify=True,
     main_only=True,  # pods must survive its restart
     liveness=Http2SocketProbe(CONTAINERD_SOCKET),
@@ -104,6 +112,8 @@ KUBELET = ServiceSpec(
     cgroup="kubelet",
     rlimits=RLIMITS,
     oom_score_adj=-450,
+    capabilities=NO_REBOOT - {SYS_MODULE, SYS_RAWIO, SYS_TIME, AUDIT_CONTROL, MAC_OVERRIDE, MAC_ADMIN},
+    sealed=True,
     notify=True,
     watchdog_seconds=60.0,  # a sign of life each 30 s: emulated machines are slow, and few wake-ups are cheap
     start_seconds=120.0,
@@ -113,10 +123,23 @@ KUBELET = ServiceSpec(
 SERVICES = (CONTAINERD, KUBELET)
 
 MIB = 1 << 20
-WORKERS = {"network": 96 * MIB, "devices": 64 * MIB, "containers": 128 * MIB}  # memory.max, bytes
+# memory.max in bytes, and capabilities.
+WORKERS: Mapping[str, tuple[int, frozenset[int]]] = {
+    "network": (96 * MIB, frozenset({NET_BIND_SERVICE, NET_ADMIN, NET_RAW})),
+    "devices": (64 * MIB, frozenset({SYS_MODULE})),
+    "containers": (128 * MIB, frozenset()),
+}
 
 
 def worker(name: str) -> ServiceSpec:
     """The specification of a worker, with a leaf cgroup of its own; without argv, it is a fork of PID 1."""
-    settings: dict[str, int | str] = {"memory.max": WORKERS[name]}
-    return ServiceSpec(name, argv=(), environment={}, cgroup=f"initd/{name}", cgroup_settings=settings)
+    memory, capabilities = WORKERS[name]
+    return ServiceSpec(
+        name,
+        argv=(),
+        environment={},
+        cgroup=f"initd/{name}",
+        cgroup_settings={"memory.max": memory},
+        capabilities=capabilities,
+        sealed=SYS_MODULE not in capabilities,
+    )

@@ -21,7 +21,7 @@ enum initd_stage {
     INITD_DESCRIPTORS,
     INITD_WORKING_DIRECTORY,
     INITD_CAPABILITIES,
-    INITD_NO_NEW_PRIVS,
+    INITD_SEAL,
     INITD_EXEC,
 };
 
@@ -49,7 +49,7 @@ struct initd_spawn {
     const char *oom_score; /* decimal text, or NULL to inherit */
     int bounded;           /* whether keep counts */
     uint64_t keep;         /* mask of the capabilities that stay in the bounding set */
-    int no_new_privs;
+    int sealed; /* no_new_privs, and a filter of system calls */
     int timeout; /* milliseconds until a child that has not reached exec is killed */
 };
 

@@ -6,11 +6,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
+#include <linux/filter.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -52,6 +56,37 @@ static int mask_capabilities(uint64_t keep) {
 
 int initd_drop_capabilities(uint64_t keep) {
     return lower_bounding_set(keep) < 0 ? -1 : mask_capabilities(keep);
+}
+
+#if defined(__x86_64__)
+enum { NATIVE = AUDIT_ARCH_X86_64, FOREIGN = 0x40000000 /* x32's numbers begin here */ };
+#else
+enum { NATIVE = AUDIT_ARCH_AARCH64, FOREIGN = 0x40000000 };
+#endif
+
+/* No privilege comes by exec, and what neither the kubelet nor a worker calls, but who breaks into it would, is EPERM: seccomp(2). */
+static int seal(void) {
+    static const uint32_t refused[] = {
+        SYS_kexec_load, SYS_kexec_file_load, SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_reboot,
+        SYS_swapon, SYS_swapoff, SYS_settimeofday, SYS_clock_settime, SYS_acct, SYS_bpf, SYS_perf_event_open,
+        SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_userfaultfd, SYS_open_by_handle_at,
+        SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register,
+    };
+    enum { COUNT = sizeof refused / sizeof refused[0], LAST = COUNT + 5 };
+    struct sock_filter code[LAST + 1] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)NATIVE, 0, LAST - 2),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, FOREIGN, LAST - 4, 0),
+    };
+    for (int i = 0; i < COUNT; i++)
+        code[4 + i] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, refused[i], COUNT - i, 0);
+    code[LAST - 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    code[LAST] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
+    struct sock_fprog program = {.len = LAST + 1, .filter = code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return -1;
+    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0);
 }
 
 /* A child must not inherit that Python ignores SIGPIPE, nor that PID 1 blocks what it reads from a signalfd. */
@@ -162,10 +197,10 @@ static enum initd_stage prepare_and_exec(const struct initd_spawn *spec, int *re
         return INITD_LIMITS;
     if (chdir(spec->cwd) < 0)
         return INITD_WORKING_DIRECTORY;
-    if (spec->bounded && (lower_bounding_set(spec->keep) < 0 || mask_capabilities(~UINT64_C(0)) < 0))
+    if (spec->bounded && initd_drop_capabilities(spec->keep) < 0)
         return INITD_CAPABILITIES;
-    if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        return INITD_NO_NEW_PRIVS;
+    if (spec->sealed && seal() < 0)
+        return INITD_SEAL;
     if (!spec->argv) {
         close_others(spec);
         return INITD_STARTED;

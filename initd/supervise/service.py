@@ -210,6 +210,8 @@ class Service:
                     fds={0: null, 1: self.output.writer, 2: self.output.writer, **self._descriptors()},
                     rlimits=self.spec.rlimits,
                     oom_score_adj=self.spec.oom_score_adj,
+                    bounding=self.spec.capabilities,
+                    sealed=self.spec.sealed,
                 )
             )
             if child.pid == 0:
@@ -357,7 +359,7 @@ class Service:
             case State.STARTING:
                 return f"not ready {self.spec.start_seconds:g} s after its start"
             case State.BACKOFF | State.CRASH_LOOP:
-                return "delay over"
+                return f"delay of {self._backoff_delay:.3f} s over"
             case _:
                 return "did not end in time"
 

@@ -7,6 +7,8 @@ import errno
 import os
 import resource
 import signal
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-CAP_SETPCAP, CAP_NET_ADMIN, CAP_SYS_ADMIN = 8, 12, 21
+CAP_SETPCAP, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_TIME = 8, 12, 21, 25
 MISSING = "/proc/missing"  # nobody can have made it
 DEFAULTS = {"PATH": "/usr/bin:/bin"}
 
@@ -194,17 +196,17 @@ def test_the_mask_of_the_parent_is_as_before() -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
 
 
-def test_limits_oom_score_directory_and_no_new_privs_are_set() -> None:
+def test_limits_oom_score_directory_and_seal_are_set() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = output(
         "pwd; cat /proc/self/oom_score_adj /proc/self/status /proc/self/limits",
         rlimits={resource.RLIMIT_NOFILE: (100, min(hard, 200)), resource.RLIMIT_CORE: (0, resource.RLIM_INFINITY)},
         oom_score_adj=321,
-        no_new_privs=True,
+        sealed=True,
         cwd="/usr",
     )
     assert text.splitlines()[:2] == ["/usr", "321"]
-    assert status_field(text, "NoNewPrivs") == "1"
+    assert (status_field(text, "NoNewPrivs"), status_field(text, "Seccomp")) == ("1", "2")
     limits = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines() if line.startswith("Max ")}
     assert limits["Max open files"] == ["100", "200"]
     assert limits["Max core file size"] == ["0", "unlimited"]
@@ -259,6 +261,20 @@ def dispositions() -> str:
     with open("/proc/self/status") as file:
         text = file.read()
     return f"{status_field(text, 'SigIgn')} {status_field(text, 'SigBlk')}"
+
+
+def test_a_fork_keeps_only_its_capabilities_and_is_refused_what_the_filter_lists() -> None:
+    def body() -> str:
+        now = time.clock_gettime(time.CLOCK_REALTIME)
+        with suppress(PermissionError):
+            time.clock_settime(time.CLOCK_REALTIME, now)
+            return "the clock was set"
+        with open("/proc/self/status") as file:
+            return status_field(file.read(), "CapEff")
+
+    assert int(forked(body, bounding=frozenset({CAP_NET_ADMIN}), sealed=True), 16) == 1 << CAP_NET_ADMIN
+    sys_time = frozenset({CAP_SYS_TIME})
+    assert int(forked(body, bounding=sys_time, sealed=True), 16) == 1 << CAP_SYS_TIME, "the filter, not the capability"
 
 
 def test_a_fork_runs_a_loop_of_its_own_inside_one_that_runs() -> None:
