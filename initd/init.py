@@ -103,9 +103,10 @@ def _on_signal(node: Node, signals: int) -> None:
 
 
 def _reap(node: Node) -> None:
-    # More than a batch: let the loop serve others in between.
-    if node.reaper.reap() and node.loop is not None:
-        node.loop.call_soon(_reap, node)
+    # More than a batch: let the loop serve others in between. The kernel keeps one SIGCHLD, however many there were, so
+    # that a turn has one batch; with a callback for the rest, each signal that comes meanwhile would add another one.
+    if node.reaper.reap():
+        signal.raise_signal(signal.SIGCHLD)
 
 
 def _task_failed(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
