@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initd.config.kubelet import files
@@ -17,15 +15,15 @@ from qemu.net import Network
 from qemu.probe import http_get
 from rootfs.initramfs import cpio
 from tests.bench.parse import console_marks, memory_total, start_time
+from tests.bench.programs import compiled
 from tests.vm import manifests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 DEADLINE = 180.0
 _POLL = 0.25
-_SOURCE = Path(__file__).with_name("init.c")
-_COMPILE = ("gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s")
 _ADDRESS = '[[network.interfaces]]\nname = "eth0"\naddresses = ["10.0.2.15/24"]\ngateway = "10.0.2.2"\n'
 _STATIC = f'[node]\nname = "bench"\n[network]\ndns = ["10.0.2.3"]\n{_ADDRESS}'
 MARKS = ("containerd", "kubelet", "pod")
@@ -113,13 +111,7 @@ def _networks() -> tuple[Network, ...]:
 
 def _with_c_init(image: Bootable, folder: Path) -> Path:
     """Compile the C init and append it to the image's initramfs; the kernel unpacks archives one after the other."""
-    program = folder / "bench-init"
-    try:
-        subprocess.run((*_COMPILE, _SOURCE, "-o", program), check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise HarnessError(
-            f"{_SOURCE.name} was not compiled: {error}", "install a compiler: apt-get install gcc libc6-dev"
-        ) from error
+    program = compiled("init", folder)
     shipped = image.initramfs.read_bytes() if image.initramfs else b""
     path = folder / "initramfs.img"
     path.write_bytes(shipped + bytes(-len(shipped) % 4) + cpio([("bench-init", 0o100755, program.read_bytes())]))
