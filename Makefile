@@ -33,9 +33,9 @@ test-faults: setup ## run every row of the table of faults in VMs, the long ones
 lint: setup ## run ruff, mypy --strict, codespell and the C warnings alone
 	@$(PYTHON) -m pytest tests/unit/test_linters.py -q $(ARGS)
 
-bench: setup ## measure the boot against a bare C init, memory, CPU and sizes; prints a table
+bench: setup ## measure the boot against a bare C init, memory, CPU, sizes, orphans; prints a table
 	@$(PYTHON) -m rootfs image >/dev/null
-	@$(PYTHON) -m tests.bench $(ARGS)
+	@$(SUDO) $(PYTHON) -m tests.bench $(ARGS)
 
 fuzz: setup ## feed random frames to the API's decoder and sessions for a minute
 	@$(PYTHON) -m tests.fuzz.protocol $(ARGS)

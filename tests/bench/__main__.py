@@ -1,4 +1,4 @@
-"""`make bench`: initd against a bare C init, and what it costs at rest, measured on this machine."""
+"""`make bench`: initd against a bare C init, at rest and under a flood of orphans, measured on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qemu.errors import HarnessError
 from qemu.image import Bootable, built
-from tests.bench import api, report, rest
+from tests.bench import api, orphans, report, rest
 from tests.bench.boots import CONTENDERS, Bench
 from tests.bench.parse import partition_bytes
 
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = Path(name)
             say("API round trips on this host")
             trips = api.round_trips(folder)
+            say(f"orphans on this host, for {orphans.SECONDS} s")
+            flood = orphans.measure(folder)
             say("first boot, not counted")
             bench = Bench(image, folder)
             runs = boots(bench, options.runs)
@@ -83,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *report.boot_rows(runs),
         *report.rest_rows(resting),
         *report.api_rows(trips),
+        *report.orphan_rows(flood),
         *report.size_rows(sizes(image)),
     ]
     if options.output == "json":

@@ -63,6 +63,8 @@ class Flood:
 
 def measure(folder: Path) -> Flood:
     """Let orphans rain on a PID 1 for SECONDS, and kill its service in the middle. Raises HarnessError."""
+    if os.geteuid() != 0:
+        raise HarnessError("orphans: a pid namespace needs root", "sudo -E make bench")
     program = compiled("orphans", folder)
     with _pid_1(folder) as (pid_1, group, path), Client(path) as client, multiprocessing.Pool(1) as pool:
         _wait("a service that runs", lambda: [entry for entry in _history(client) if entry["state"] == "running"])
@@ -137,7 +139,7 @@ def _start_inside(pid_1: native.Child, *argv: str) -> subprocess.Popen[str]:
 
 
 def _watch(flood: subprocess.Popen[str], pid_1: int, seconds: float) -> float:
-    """Look at the zombies until the flood ends, for so many seconds at most; returns the oldest one's age in seconds."""
+    """Look at the zombies until the flood ends, for so many seconds at most; returns the oldest one's seconds."""
     end, oldest = time.monotonic() + seconds, 0.0
     while flood.poll() is None and time.monotonic() < end:
         oldest = max(oldest, *_zombies(pid_1, _FIRST), 0.0)
@@ -146,9 +148,10 @@ def _watch(flood: subprocess.Popen[str], pid_1: int, seconds: float) -> float:
 
 
 def _zombies(pid: int, size: int = 1 << 20) -> list[float]:
-    """Seconds since the start of each zombie that waits for its parent `pid`; of those listed in the first `size` bytes.
+    """Seconds since the start of each zombie that waits for its parent `pid`.
 
-    Source: proc_pid_stat(5). The kernel lists children in the order in which they came to their parent.
+    `size` bounds how much of the list of children is read, in bytes: the kernel lists them in the order in which they
+    came to their parent. Source: proc_pid_stat(5), proc_tid_children(5).
     """
     ages = []
     for child in _read(f"/proc/{pid}/task/{pid}/children", size).split(" ")[:-1]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tests.bench.boots import Boot
+    from tests.bench.orphans import Flood
     from tests.bench.rest import Rest
 
 MB = 1_000_000
@@ -21,6 +22,8 @@ POD_RATIO = 1.05  # of the parallel C init
 EXEC_SECONDS = 0.150  # more than it
 MEMORY_MB, WAKEUPS, KUBELET_MS, IMAGE_MB = 28, 12, 50, 120
 P99_MS = 2
+ORPHANS, ZOMBIE_MS, FLOOD_P99_MS = 10, 1000, 50  # thousands a second; of age; of a call
+BACK_MS = 200  # the first delay before a start is 100 ms, and the flood may add as much
 _TITLES = {"containerd": "containerd's exec", "kubelet": "the kubelet's exec", "pod": "the pod Running"}
 
 Runs = dict[str, list["Boot"]]
@@ -36,11 +39,16 @@ class Row(NamedTuple):
     ok: bool | None = None
 
     def cells(self) -> tuple[str, ...]:
-        return self.what, f"{self.value:.4g} {self.unit}", self.bound, {None: "", True: "ok", False: "over"}[self.ok]
+        wrong = "under" if self.bound.startswith("at least") else "over"
+        return self.what, f"{self.value:.4g} {self.unit}", self.bound, {None: "", True: "ok", False: wrong}[self.ok]
 
 
 def at_most(what: str, value: float, bound: float, unit: str) -> Row:
     return Row(what, value, unit, f"at most {bound:g} {unit}", ok=value <= bound)
+
+
+def at_least(what: str, value: float, bound: float, unit: str) -> Row:
+    return Row(what, value, unit, f"at least {bound:g} {unit}", ok=value >= bound)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -114,6 +122,17 @@ def api_rows(milliseconds: list[float]) -> list[Row]:
     return [
         Row("API round trip on this host, p50", percentile(milliseconds, 0.5), "ms"),
         at_most("API round trip on this host, p99", percentile(milliseconds, 0.99), P99_MS, "ms"),
+    ]
+
+
+def orphan_rows(flood: Flood) -> list[Row]:
+    """What a flood of orphans did to PID 1."""
+    return [
+        at_least("orphans made on this host", flood.rate / 1000, ORPHANS, "thousand/s"),
+        at_most("with them: oldest zombie", flood.oldest, ZOMBIE_MS, "ms"),
+        at_most("with them: API round trip, p99", percentile(flood.calls, 0.99), FLOOD_P99_MS, "ms"),
+        at_most("with them: killed service, SIGKILL to exec", flood.back, BACK_MS, "ms"),
+        at_most("with them: left a second later", flood.left, 0, "zombies"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import select
 import signal
@@ -118,19 +119,19 @@ def test_a_turn_of_the_loop_reaps_one_batch_however_many_signals_come(isolated: 
     async def turns() -> list[int]:
         batches = 0
 
-        def reap() -> bool:
+        def reap(_reaper: Reaper) -> bool:
             nonlocal batches
             batches += 1
             os.kill(1, signal.SIGCHLD)  # another child ends meanwhile
             return True
 
-        with mock.patch.object(Reaper, "reap", lambda _self: reap()):
+        with mock.patch.object(Reaper, "reap", reap):
             Init()
             os.kill(1, signal.SIGCHLD)
             done = []
             for _ in range(20):
                 await asyncio.sleep(0)
                 done.append(batches)
-        return [after - before for before, after in zip(done, done[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(done)]
 
     assert isolated(lambda: asyncio.run(turns())) == [1] * 19

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from initd import mounts, sysctl
 from tests.bench import parse, report
 from tests.bench.boots import CONTENDERS, Boot
+from tests.bench.orphans import Flood
 from tests.bench.rest import Rest
 
 C_INIT = (Path(__file__).parents[1] / "bench" / "init.c").read_text(encoding="utf-8")
@@ -108,6 +109,13 @@ def test_rest_is_counted_by_the_minute_and_summed() -> None:
     assert (rows["wake-ups: all"].value, rows["wake-ups: all"].ok) == (13, False)
     assert (rows["memory (PSS), mean: all"].value, rows["memory (PSS), mean: all"].ok) == (28.5, False)
     assert rows["killed kubelet: exit to exec"].ok is True
+
+
+def test_a_flood_is_held_against_its_bounds() -> None:
+    within = report.orphan_rows(Flood(10_400.0, 40.0, 0, [1.0] * 99 + [60.0], 95.0))
+    assert [row.ok for row in within] == [True] * 5
+    beyond = report.orphan_rows(Flood(9_999.0, 1010.0, 1, [1.0] * 98 + [60.0] * 2, 201.0))
+    assert [row.cells()[-1] for row in beyond] == ["under", "over", "over", "over", "over"]
 
 
 def test_sizes_count_the_disk_once() -> None:
