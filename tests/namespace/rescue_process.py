@@ -247,7 +247,7 @@ def until(done: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + DEADLINE
     while not done():
         assert time.monotonic() < end, what
-        os.sched_yield()
+        time.sleep(0.005)  # what is asked has no event, and to ask holds a lock that the rescue needs
 
 
 def fill(descriptor: int) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from initd.api.protocol import Code
 from initd.api.types import NodeStatus, VersionInfo
+from tests.bench.programs import compiled
 from tests.namespace.rescue_process import (
     DEADLINE,
     POWER_OFF,
@@ -201,30 +202,21 @@ def test_a_reboot_that_fails_is_tried_again(rescue: Rescue) -> None:
     assert rescue.call("status")["phase"] == "rescue"
 
 
-def test_orphans_are_reaped(rescue: Rescue) -> None:
+def test_orphans_are_reaped(rescue: Rescue, tmp_path: Path) -> None:
     """More than a batch; each one's parent has ended before, so only process 1 can reap it."""
     rescue.start()
     children = Path(f"/proc/{rescue.pid}/task/{rescue.pid}/children")
+    orphans = compiled("orphans", tmp_path)
     source, sink = os.pipe()
-
-    def body() -> None:
-        if os.fork() == 0:
-            for _ in range(1500):
-                if os.fork() == 0:
-                    os.dup2(source, 0)
-                    os.closerange(1, 256)
-                    os.read(0, 1)
-                    os._exit(0)
-            os._exit(0)
-        os.wait()
-
-    rescue.inside(body)
+    command = (orphans, "1500", "0")
+    made = rescue.inside(lambda: subprocess.run(command, stdin=source, capture_output=True, check=True).stdout)
+    os.close(source)
+    assert made.split()[0] == b"1500"
     assert len(children.read_text().split()) == 1500
     os.close(sink)  # all end at once
     start = time.monotonic()
     until(lambda: not children.read_text(), "there are zombies")
     assert time.monotonic() - start < 5
-    os.close(source)
     assert rescue.call("status")["phase"] == "rescue"
 
 
