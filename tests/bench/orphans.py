@@ -70,10 +70,10 @@ def measure(folder: Path) -> Flood:
         _wait("a service that runs", lambda: [entry for entry in _history(client) if entry["state"] == "running"])
         calls = pool.apply_async(_call, (path,))
         flood = _start_inside(pid_1, str(program), str(_ASKED * SECONDS), str(_ASKED))
-        oldest = _watch(flood, pid_1.pid, SECONDS / 2)
+        oldest = _watch(flood, program.name, pid_1.pid, SECONDS / 2)
         killed = boottime()
         os.kill(_main_process(group), signal.SIGKILL)
-        oldest = max(oldest, _watch(flood, pid_1.pid, _DEADLINE))
+        oldest = max(oldest, _watch(flood, program.name, pid_1.pid, _DEADLINE))
         output, _ = flood.communicate()
         if flood.returncode != 0:
             raise HarnessError(f"{program.name} ended with {flood.returncode}")
@@ -138,27 +138,29 @@ def _start_inside(pid_1: native.Child, *argv: str) -> subprocess.Popen[str]:
         os.close(own)
 
 
-def _watch(flood: subprocess.Popen[str], pid_1: int, seconds: float) -> float:
-    """Look at the zombies until the flood ends, for so many seconds at most; returns the oldest one's seconds."""
+def _watch(flood: subprocess.Popen[str], name: str, pid_1: int, seconds: float) -> float:
+    """Look at the zombies until the flood ends, for so many seconds at most.
+
+    Returns the greatest age of one of that name, in seconds since its start: as a process it lives for no time.
+    """
     end, oldest = time.monotonic() + seconds, 0.0
     while flood.poll() is None and time.monotonic() < end:
-        oldest = max(oldest, *_zombies(pid_1, _FIRST), 0.0)
+        for stat in _zombies(pid_1, _FIRST):
+            if f"({name})" in stat:
+                oldest = max(oldest, boottime() - start_time(stat))
         time.sleep(_LOOK_EVERY)
     return oldest
 
 
-def _zombies(pid: int, size: int = 1 << 20) -> list[float]:
-    """Seconds since the start of each zombie that waits for its parent `pid`.
+def _zombies(pid: int, size: int = 1 << 20) -> list[str]:
+    """What /proc/PID/stat says of each zombie that waits for its parent `pid` (proc_pid_stat(5)).
 
     `size` bounds how much of the list of children is read, in bytes: the kernel lists them in the order in which they
-    came to their parent. Source: proc_pid_stat(5), proc_tid_children(5).
+    came to their parent. Source: proc_tid_children(5).
     """
-    ages = []
-    for child in _read(f"/proc/{pid}/task/{pid}/children", size).split(" ")[:-1]:
-        stat = _read(f"/proc/{child}/stat", 1024)
-        if stat.rpartition(") ")[2].split()[:2] == ["Z", str(pid)]:
-            ages.append(boottime() - start_time(stat))
-    return ages
+    children = _read(f"/proc/{pid}/task/{pid}/children", size).split(" ")[:-1]
+    stats = [_read(f"/proc/{child}/stat", 1024) for child in children]
+    return [stat for stat in stats if stat.rpartition(") ")[2].split()[:2] == ["Z", str(pid)]]
 
 
 def _read(path: str, size: int) -> str:
