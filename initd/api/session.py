@@ -12,33 +12,19 @@ MAX_STREAMS, and what goes out like this:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from initd import log
-from initd.api.protocol import (
-    CANCEL,
-    STREAM,
-    ApiError,
-    Code,
-    Decoder,
-    Limits,
-    Message,
-    Notification,
-    ProtocolError,
-    Request,
-    Response,
-    encode,
-)
-from initd.api.registry import Call, Role
+from initd.api import protocol
+from initd.api.protocol import ApiError, Code, Message, Notification, ProtocolError, Request, Response, encode
+from initd.api.registry import Call, Method, Peer, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-
-    from initd.api.registry import Method, Peer
     from initd.node import Node
 
-REQUEST_LIMITS = Limits(message=1 << 16, array=4096, map=1024)  # no call needs more, and PID 1's memory is what pays
+REQUEST_LIMITS = protocol.Limits(message=1 << 16, array=4096, map=1024)  # no call needs more; PID 1's memory pays
 MAX_RESPONSE = 1 << 20  # bytes: what a client's decoder takes
 MAX_CALLS = 64
 MAX_STREAMS = 256  # of all peers, and half of it of one uid: a stream lasts, and may hold a descriptor
@@ -67,7 +53,7 @@ class Session(asyncio.BufferedProtocol):
         self._api = api
         self._line = line
         self._peer = peer
-        self._decoder = Decoder(REQUEST_LIMITS)
+        self._decoder = protocol.Decoder(REQUEST_LIMITS)
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._dropped: dict[int, int] = {}  # msgid of a stream: items dropped and not yet told
         self._room = asyncio.Event()
@@ -131,7 +117,7 @@ class Session(asyncio.BufferedProtocol):
                 return f"msgid {msgid} is in use"
             case Request():
                 self._start(message)
-            case Notification(method, [int(msgid)]) if method == CANCEL and msgid in self._calls:
+            case Notification(protocol.CANCEL, [int(msgid)]) if msgid in self._calls:
                 self._calls[msgid].cancel()
             case _:
                 pass  # a cancel that came late, or something of a newer client's that wants no answer
@@ -194,7 +180,7 @@ class Session(asyncio.BufferedProtocol):
                 if not self._room.is_set() and msgid not in self._dropped:
                     await self._wait_for_room(STREAM_PATIENCE)
                 if self._room.is_set():
-                    self._send(_frame(Notification(STREAM, [msgid, item])))
+                    self._send(_frame(Notification(protocol.STREAM, [msgid, item])))
                 else:
                     self._dropped[msgid] = self._dropped.get(msgid, 0) + 1
                 count += 1
@@ -205,7 +191,7 @@ class Session(asyncio.BufferedProtocol):
     def _tell_dropped(self, msgid: int) -> None:
         dropped = self._dropped.pop(msgid, 0)
         if dropped:
-            self._send(encode(Notification(STREAM, [msgid, {"dropped": dropped}])))
+            self._send(encode(Notification(protocol.STREAM, [msgid, {"dropped": dropped}])))
 
     async def _respond(self, name: str, response: Response) -> None:
         try:

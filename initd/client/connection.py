@@ -8,8 +8,6 @@
 Calls may be made while streams run: what comes for another call is kept for it.
 """
 
-from __future__ import annotations
-
 import select
 import socket
 import time
@@ -18,24 +16,12 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from initd.api.protocol import (
-    CANCEL,
-    STREAM,
-    ApiError,
-    Code,
-    Decoder,
-    Limits,
-    Message,
-    Notification,
-    ProtocolError,
-    Request,
-    Response,
-    encode,
-)
+from initd.api import protocol
+from initd.api.protocol import ApiError, Code, Message, Notification, ProtocolError, Request, Response, encode
 
 DEFAULT_SOCKET = "/run/initd/api.sock"
 VSOCK_PORT = 1024
-_LIMITS = Limits(message=4 << 20)  # a node sends at most a quarter of it
+_LIMITS = protocol.Limits(message=4 << 20)  # a node sends at most a quarter of it
 
 
 class Client:
@@ -48,7 +34,7 @@ class Client:
     def __init__(self, address: str = DEFAULT_SOCKET, timeout: float = 10.0) -> None:
         self.address = address
         self._timeout = timeout
-        self._decoder = Decoder(_LIMITS)
+        self._decoder = protocol.Decoder(_LIMITS)
         self._msgid = 0
         self._inboxes: dict[int, deque[Notification | Response]] = {}  # of the calls that run, by msgid
         self._socket = _connect(address, timeout)
@@ -101,7 +87,7 @@ class Client:
         finally:
             if self._inboxes.pop(msgid, None) is not None:
                 with suppress(ConnectionError):  # a node that is gone has ended the call
-                    self._send(Notification(CANCEL, [msgid]))
+                    self._send(Notification(protocol.CANCEL, [msgid]))
 
     def _next(self, inbox: deque[Notification | Response], deadline: float | None) -> Notification | Response | None:
         while not inbox:
@@ -140,7 +126,7 @@ class Client:
                 raise self._lost(str(ApiError.from_wire(message.error)))
             case Response(msgid) if msgid in self._inboxes:
                 self._inboxes.pop(msgid).append(message)
-            case Notification(method, [int(msgid), _]) if method == STREAM and msgid in self._inboxes:
+            case Notification(protocol.STREAM, [int(msgid), _]) if msgid in self._inboxes:
                 self._inboxes[msgid].append(message)
             case _:
                 pass  # what came too late for a call that was given up
