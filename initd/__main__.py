@@ -1,7 +1,5 @@
 """How a process of initd starts: PID 1, or one of its workers (`init worker NAME`)."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -4,23 +4,17 @@ containerd is exec'd before anything heavy is imported, and the kubelet before t
 address stand in the configuration. How phases are run is in phases.py.
 """
 
-from __future__ import annotations
-
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine
+from typing import Any
 
 from initd import cgroups, log, modules, mounts, services, sysctl
 from initd.config import sources
 from initd.config.errors import ConfigError
 from initd.events import boot_id, machine_id
-from initd.node import write_first_etc
+from initd.node import Node, write_first_etc
 from initd.phases import Phase, Skipped
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-    from initd.node import Node
 
 SETTLE_SECONDS = 60.0
 IMPORT_SECONDS = 120.0

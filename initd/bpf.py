@@ -1,7 +1,5 @@
 """Classic BPF programs for sockets (socket(7), SO_ATTACH_FILTER): what they drop wakes no process."""
 
-from __future__ import annotations
-
 import array
 import socket
 import struct

@@ -6,8 +6,6 @@ runtime/         containerd      shims/     its shims, which outlive it
 kubelet/         the kubelet     kubepods/  made and owned by the kubelet
 """
 
-from __future__ import annotations
-
 import os
 
 ROOT = "/sys/fs/cgroup"

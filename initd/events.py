@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-
     from initd.api.types import Event
 
 KEPT = 2000

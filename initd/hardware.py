@@ -1,14 +1,10 @@
 """PID 1's side of the devices worker: what it tells is turned into events and requests."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from initd import log, shutdown
-
-if TYPE_CHECKING:
-    from initd.node import Node
+from initd.node import Node
 
 FIELD = 256  # characters of a device's path that an event keeps
 

@@ -4,8 +4,6 @@ The devices worker loads what the hardware asks for; here stands only what the b
 image are not compressed, so loading one is a single finit_module(2).
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

@@ -5,8 +5,6 @@ with /proc/self/mountinfo in a running node. Sources: mount(2), proc_pid_mountin
 Documentation/filesystems.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

@@ -5,17 +5,13 @@ byte, which C would cut short. PID 1 imports this before it has started anything
 Behaviour is that of the man page of the same name.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import os
+from collections.abc import Collection, Mapping
 from enum import Enum, IntEnum, IntFlag
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from initd._native import ffi, lib
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
 
 EXEC_TIMEOUT = 2_000  # milliseconds; a program on a loaded, emulated machine needs some hundreds
 SIGNALFD_RECORD = 128

@@ -4,8 +4,6 @@ The supervisor takes what it does with them from here. PID 1 reads this before c
 that takes time. Limits of their cgroups stand in the tree (cgroups.py).
 """
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Mapping
 from typing import NamedTuple

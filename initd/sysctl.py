@@ -2,8 +2,6 @@
 which refuses to start under `protectKernelDefaults` unless its values are set already.
 """
 
-from __future__ import annotations
-
 TABLE: tuple[tuple[str, str], ...] = (
     # Below level 4 only: a record of ours that the kernel printed itself, on a slow serial port, would hold PID 1 up.
     ("kernel.printk", "4"),

@@ -8,8 +8,6 @@ One that has nothing to do offers to end (`Rest`): PID 1 then watches the descri
 again when one is readable, at its time, or for a call. It gets the descriptors back, with what is still to be read.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import importlib
@@ -19,16 +17,14 @@ import select
 import socket
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import structlog
 
 from initd import log as initd_log
 from initd.api.protocol import ApiError, Code, Decoder, Limits, Notification, Request, Response, encode
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 LINK_FD = 3
 QUIET_SECONDS = 20.0

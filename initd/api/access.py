@@ -5,20 +5,14 @@ has no role whatever its uid, root included: a pod that mounts the socket must n
 is admin, and everyone else has what the configuration grants, or no role at all.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from initd.api.registry import Peer, Role
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from initd.config.schema import RoleConfig
+from initd.config.schema import RoleConfig
 
 _SO_PEERPIDFD = 77  # Linux 6.5, asm-generic/socket.h; the socket module has no name for it
 _CREDENTIALS = struct.Struct("iII")  # struct ucred

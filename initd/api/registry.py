@@ -15,14 +15,13 @@ Annotations are read as text: to evaluate them would import every result type wh
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from initd.api.protocol import ApiError, Code
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
-
     from initd.node import Node
 
 _COROUTINE = 0x80  # code flag (Include/cpython/code.h); inspect is slow to import
@@ -122,7 +121,7 @@ class Method:
 
 METHODS: dict[str, Method] = {}
 
-_Function = TypeVar("_Function", bound="Callable[..., Any]")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
 

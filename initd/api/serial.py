@@ -8,8 +8,6 @@ so a loop that watched it like a socket would spin. The port is watched through 
 wakes when the host opens the port, and costs nothing until then.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import select

@@ -5,13 +5,12 @@ about the peer. Connections are bounded for each uid and in total, so that no us
 or PID 1's file descriptors.
 """
 
-from __future__ import annotations
-
 import asyncio
 import resource
 import socket
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from initd import log
 from initd.api import access, serial
@@ -19,11 +18,7 @@ from initd.api import methods as _methods  # noqa: F401 registers them
 from initd.api.protocol import Code
 from initd.api.registry import METHODS, Peer, Role
 from initd.api.session import HIGH_WATER, Api, Session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from initd.node import Node
+from initd.node import Node
 
 VSOCK_PORT = 1024
 MAX_CONNECTIONS = 512

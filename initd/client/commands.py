@@ -3,16 +3,11 @@
 The argument parser and the shell completions are made from this table; a test holds it against the API's methods.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from initd.client import views
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from initd.client.output import Style
+from initd.client.output import Style
 
 
 class Argument(NamedTuple):

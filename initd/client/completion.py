@@ -1,7 +1,5 @@
 """Completion for bash, zsh and fish: their scripts ask initctl itself what may come next."""
 
-from __future__ import annotations
-
 from initd.client import vms
 from initd.client.commands import COMMANDS, OTHERS
 

@@ -3,8 +3,6 @@
 Exit status: 0 it worked, 1 the node refused or failed, 2 wrong usage, 3 no node to talk to, 130 Ctrl-C.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -3,22 +3,16 @@
 Where the output is no terminal, events are written as they come, a line each.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TextIO
 
 from initd.api.protocol import ApiError
 from initd.client import views
+from initd.client.connection import Client
 from initd.client.output import Style, clean
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TextIO
-
-    from initd.client.connection import Client
 
 _IDLE_SECONDS = 1.0
 _REDRAW_SECONDS = 0.2

@@ -3,8 +3,6 @@
 Text that came from a node is never trusted with the terminal: control characters are taken out before it is shown.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,17 +1,12 @@
 """What a person sees of each answer of the API: a table's columns, or a function, for each shape."""
 
-from __future__ import annotations
-
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from initd.api import types
 from initd.client.output import Style, clean, cut, duration, size, table, to_json
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from initd.api import types
 
 _COMMON = {"seq", "time", "monotonic", "kind"}
 _BAR_WIDTH = 40

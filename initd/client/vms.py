@@ -4,8 +4,6 @@ Each VM has a folder in directory(), made by whoever started it, with api.sock, 
 {"name": str, "pid": of the process that serves api.sock, "started": seconds since 1970}.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

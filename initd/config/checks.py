@@ -1,7 +1,5 @@
 """Checks of single values that a type cannot express; each raises MismatchError with what was found and expected."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Collection

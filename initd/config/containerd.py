@@ -4,8 +4,6 @@
 configuration is read.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """The one error of the configuration, light enough for PID 1's early part."""
 
-from __future__ import annotations
-
 
 class ConfigError(Exception):
     """A configuration that cannot be used: str() is one line with source, key, what was found and what was expected.

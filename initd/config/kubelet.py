@@ -7,6 +7,7 @@ know, so names are checked here. Nothing of the schema is imported: the schema u
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,8 +17,6 @@ from initd.config.errors import MismatchError
 from initd.services import CONTAINERD_SOCKET, HEALTHZ_ADDRESS, HEALTHZ_PORT, STATIC_PODS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from initd.config.schema import Config
 
 _MIB: Final = 1 << 20

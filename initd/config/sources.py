@@ -4,8 +4,6 @@ It runs in PID 1 before containerd's exec, so it imports nothing that takes time
 A source that holds garbage is an error and not skipped: the next one would boot a node that nobody asked for.
 """
 
-from __future__ import annotations
-
 import os
 from typing import NamedTuple
 

@@ -1,24 +1,17 @@
 """gRPC to containerd's Unix socket: every call has a deadline and every failure is one ApiError that says where."""
 
-from __future__ import annotations
-
 import asyncio
 import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
-from grpclib.client import Channel
+from grpclib.client import Channel, Stream
 from grpclib.const import Cardinality
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from initd.api.protocol import ApiError, Code
 from initd.containers.messages import MESSAGES, Message, Rpc
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-
-    from grpclib.client import Stream
 
 SOCKET = "/run/containerd/containerd.sock"
 CALL_SECONDS = 30.0

@@ -5,25 +5,19 @@ unpacked here: CRI unpacks an image when it makes the first container of it, and
 kubelet's start.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import IO, Any, TypedDict
 
 from h2.exceptions import H2Error
 
 from initd.api.protocol import ApiError, Code
 from initd.containers import messages
-from initd.containers.client import CALL_SECONDS, received
+from initd.containers.client import CALL_SECONDS, Containerd, received
 from initd.containers.messages import MESSAGES, Message
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from initd.containers.client import Containerd
 
 METADATA = {"containerd-namespace": "k8s.io"}
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}

@@ -5,8 +5,6 @@ of the Kubernetes CRI, runtime.v1. A message's own name never travels, so names 
 travel as int32. Fields left out are skipped by the decoder, as protobuf wants of unknown fields.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto

@@ -1,17 +1,12 @@
 """The containers worker: what PID 1 asks of containerd, over gRPC, in a process that ends when nobody asks."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
 
 from initd.containers import cri
 from initd.containers.client import Containerd
 from initd.containers.images import import_images
-
-if TYPE_CHECKING:
-    from initd.worker import Link
+from initd.worker import Link
 
 
 async def serve(link: Link) -> None:

@@ -1,7 +1,5 @@
 """Which modules the hardware asks for: the modalias of every device in sysfs, the most urgent first."""
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -1,7 +1,5 @@
 """The power button: an input device that can send KEY_POWER (Linux Documentation/input/event-codes.rst)."""
 
-from __future__ import annotations
-
 import errno
 import os
 import struct

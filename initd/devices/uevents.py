@@ -1,16 +1,12 @@
 """The kernel's uevents, by pyudev, on a node that runs no udevd."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket
 import sys
+from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 # pyudev asks ctypes.util for its libraries' file names, which runs ldconfig or a compiler: the image has neither.
 # Giving the answers in its place also saves 1 MB of modules that it would import.

@@ -19,11 +19,10 @@ from initd.api.protocol import ApiError, Code
 from initd.devices import aliases, buttons, uevents
 from initd.devices.disks import disks
 from initd.devices.uevents import Uevent, Uevents, UeventsLostError, readable
-from initd.worker import DESCRIPTORS, Rest
+from initd.worker import DESCRIPTORS, Link, Rest
 
 if TYPE_CHECKING:
     from initd.api.types import DiskInfo
-    from initd.worker import Link
 
 REPORTED = frozenset({"block", "net", "virtio-ports"})
 ALIAS_LIMIT = 4096  # libkmod's

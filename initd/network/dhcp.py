@@ -14,8 +14,6 @@ afterwards. pyroute2 has a client, which cannot be used: it loads ssl and ctypes
 retransmits after 4 s at the earliest, and its decoder fails on options of unexpected length.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

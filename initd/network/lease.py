@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from socket import inet_ntoa
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from initd.network.packet import Message, Option, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any
-
     from initd.api.types import LeaseInfo
 
 SHORTEST = 5  # seconds; renewing more often than every two seconds would be a loop

@@ -1,7 +1,5 @@
 """The kernel's notifications about links, addresses and routes: only those that concern a link of ours wake us."""
 
-from __future__ import annotations
-
 import errno
 import socket
 from collections.abc import Collection

@@ -5,8 +5,6 @@ start requests of their own. Nor does its package's own __init__ run, which impo
 request before send(2) returns, so nothing is gained by waiting asynchronously.
 """
 
-from __future__ import annotations
-
 import errno
 import importlib
 import importlib.util

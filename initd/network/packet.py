@@ -3,8 +3,6 @@
 Everything that arrives is hostile until proven otherwise: `decode` and `unwrap` raise RefusedError and nothing else.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from enum import IntEnum

@@ -1,19 +1,13 @@
 """The sockets of one link's DHCP client."""
 
-from __future__ import annotations
-
+import asyncio
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from initd import bpf
 from initd.bpf import Op
+from initd.network.dhcp import Send
 from initd.network.packet import BROADCAST, CLIENT_PORT, SERVER_PORT, RefusedError, unwrap, wrap
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
-
-    from initd.network.dhcp import Send
 
 ETH_P_IP = 0x0800
 _MAX_PACKET = 4096

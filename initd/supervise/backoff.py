@@ -1,7 +1,5 @@
 """How long to wait before a service is started again: exponential, with jitter, on the monotonic clock."""
 
-from __future__ import annotations
-
 import os
 
 FIRST = 0.1

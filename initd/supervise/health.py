@@ -3,8 +3,6 @@
 All services are asked in one coalesced tick, so that an idle node wakes up rarely.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 

@@ -1,19 +1,14 @@
 """The tick that asks every service whether it lives, and what follows from the answers."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING
 
 from initd import log, watchdog
 from initd.events import boottime
+from initd.node import Node
 from initd.services import Http2SocketProbe, HttpProbe
 from initd.supervise import health
+from initd.supervise.service import Service
 from initd.supervise.states import Event, State
-
-if TYPE_CHECKING:
-    from initd.node import Node
-    from initd.supervise.service import Service
 
 SOON = 0.1
 

@@ -3,8 +3,6 @@
 Source: systemd's sd_notify(3), "Notes" (the protocol is declared stable there).
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from _socket import (
@@ -18,12 +16,9 @@ from _socket import (
     SOL_SOCKET,
 )
 from _socket import socket as Socket  # noqa: N812 the C type: importing `socket` costs the start of containerd
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from initd import log
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DATAGRAM_BYTES = 4096
 BATCH = 32

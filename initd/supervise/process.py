@@ -1,7 +1,5 @@
 """A main process, held by a pidfd: a number alone may be another's by the time it is used."""
 
-from __future__ import annotations
-
 import os
 from typing import NamedTuple
 

@@ -21,8 +21,6 @@ process leads out of. A stop always ends: TERMINATE and AWAIT arm a deadline, it
 start during a stop is not lost: it makes `stopping` into `restarting`.
 """
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import NamedTuple
 

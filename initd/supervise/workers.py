@@ -1,26 +1,20 @@
 """PID 1's side of a worker: a service of its own that answers calls and sends notifications over a socketpair."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from initd import log, worker
 from initd.api.protocol import ApiError, Code, Decoder, Notification, ProtocolError, Request, Response, encode
-from initd.events import boottime
+from initd.events import EventLog, boottime
+from initd.services import ServiceSpec
+from initd.supervise.process import Process
+from initd.supervise.reap import Reaper
 from initd.supervise.service import Service
 from initd.supervise.states import Event, State
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from initd.events import EventLog
-    from initd.services import ServiceSpec
-    from initd.supervise.process import Process
-    from initd.supervise.reap import Reaper
 
 LINK = 3
 CHUNK = 256 << 10
