@@ -12,10 +12,8 @@ memory, and whatever is wrong with it is one exception, ProtocolError, after whi
 PID 1 imports this before most of the standard library is there, so it imports next to nothing itself.
 """
 
-from __future__ import annotations
-
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import msgpack
 
@@ -66,7 +64,7 @@ class ApiError(Exception):
         return [self.code, self.message] if self.data is None else [self.code, self.message, self.data]
 
     @classmethod
-    def from_wire(cls, error: object) -> ApiError:
+    def from_wire(cls, error: object) -> Self:
         """Make an ApiError of a response's error, whatever a foreign server put there."""
         match error:
             case [str(code), str(message), *rest]:
@@ -76,14 +74,6 @@ class ApiError(Exception):
                 return cls(Code.UNKNOWN, f"{code}: {message}", data)
             case _:
                 return cls(Code.UNKNOWN, str(error))
-
-
-class ProtocolError(Exception):
-    """The peer sent what is no frame, or too large a one. messages holds the good frames decoded just before it."""
-
-    def __init__(self, reason: str, messages: tuple[Message, ...] = ()) -> None:
-        super().__init__(reason)
-        self.messages = messages
 
 
 class Request(NamedTuple):
@@ -110,6 +100,14 @@ class Notification(NamedTuple):
 
 
 Message: TypeAlias = Request | Response | Notification
+
+
+class ProtocolError(Exception):
+    """The peer sent what is no frame, or too large a one. messages holds the good frames decoded just before it."""
+
+    def __init__(self, reason: str, messages: tuple[Message, ...] = ()) -> None:
+        super().__init__(reason)
+        self.messages = messages
 
 
 class Limits(NamedTuple):

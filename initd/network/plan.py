@@ -4,20 +4,31 @@ Only what carries initd's own protocol number is ever changed or removed, so the
 or a load balancer puts on the same link are safe.
 """
 
-from __future__ import annotations
-
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from initd.network.lease import Lease
+from initd.network.lease import Lease
 
 DRIFT = 5.0  # seconds; an address whose lifetime is off by more gets a new one
 GATEWAY_METRIC = 100  # plus the link's index, so that two links' default routes do not replace each other
 DHCP_METRIC = 1000
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link as the kernel reports it, by the names of api.types.LinkInfo; `running`: packets can be sent."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str | None
+    mtu: int
+    up: bool
+    carrier: bool
+    running: bool
+    physical: bool
 
 
 @dataclass(frozen=True)
@@ -38,21 +49,6 @@ class Interface:
         if self.name is None and self.mac is None:
             return link.physical
         return self.name == link.name if self.name else self.mac == link.mac
-
-
-@dataclass(frozen=True)
-class Link:
-    """A link as the kernel reports it, by the names of api.types.LinkInfo; `running`: packets can be sent."""
-
-    index: int
-    name: str
-    kind: str
-    mac: str | None
-    mtu: int
-    up: bool
-    carrier: bool
-    running: bool
-    physical: bool
 
 
 @dataclass(frozen=True)

@@ -78,66 +78,57 @@ class Step(NamedTuple):
 WANTED = frozenset(State) - {State.DOWN, State.STOPPING}
 HAS_PROCESS = frozenset({State.STARTING, State.RUNNING, State.STOPPING, State.RESTARTING, State.FAILING})
 
-_D, _B, _S, _R = State.DOWN, State.BLOCKED, State.STARTING, State.RUNNING
-_STOPPING, _RESTARTING, _FAILING, _BACKOFF, _LOOP = (
-    State.STOPPING,
-    State.RESTARTING,
-    State.FAILING,
-    State.BACKOFF,
-    State.CRASH_LOOP,
-)
-
 _ENDS = {
-    Event.EXITED: Step(_BACKOFF, Action.BACK_OFF),
-    Event.EXITED_AGAIN: Step(_LOOP, Action.BACK_OFF),
-    Event.EXITED_EARLY: Step(_B, Action.REST),
+    Event.EXITED: Step(State.BACKOFF, Action.BACK_OFF),
+    Event.EXITED_AGAIN: Step(State.CRASH_LOOP, Action.BACK_OFF),
+    Event.EXITED_EARLY: Step(State.BLOCKED, Action.REST),
 }
 _LIVES = {
     **_ENDS,
-    Event.STOP: Step(_STOPPING, Action.TERMINATE),
-    Event.RESTART: Step(_RESTARTING, Action.TERMINATE),
-    Event.UNHEALTHY: Step(_FAILING, Action.TERMINATE),
-    Event.ENDING: Step(_FAILING, Action.AWAIT),
+    Event.STOP: Step(State.STOPPING, Action.TERMINATE),
+    Event.RESTART: Step(State.RESTARTING, Action.TERMINATE),
+    Event.UNHEALTHY: Step(State.FAILING, Action.TERMINATE),
+    Event.ENDING: Step(State.FAILING, Action.AWAIT),
 }
 _WAITS = {
-    Event.TIMER: Step(_S, Action.SPAWN),
-    Event.STOP: Step(_D, Action.REST),
-    Event.RESTART: Step(_S, Action.SPAWN),
+    Event.TIMER: Step(State.STARTING, Action.SPAWN),
+    Event.STOP: Step(State.DOWN, Action.REST),
+    Event.RESTART: Step(State.STARTING, Action.SPAWN),
 }
 
 TABLE: dict[State, dict[Event, Step]] = {
-    _D: {Event.START: Step(_S, Action.SPAWN), Event.RESTART: Step(_S, Action.SPAWN)},
-    _B: {
-        Event.UNBLOCKED: Step(_S, Action.SPAWN),
-        Event.STOP: Step(_D, Action.REST),
-        Event.RESTART: Step(_S, Action.SPAWN),
+    State.DOWN: {Event.START: Step(State.STARTING, Action.SPAWN), Event.RESTART: Step(State.STARTING, Action.SPAWN)},
+    State.BLOCKED: {
+        Event.UNBLOCKED: Step(State.STARTING, Action.SPAWN),
+        Event.STOP: Step(State.DOWN, Action.REST),
+        Event.RESTART: Step(State.STARTING, Action.SPAWN),
     },
-    _S: {
+    State.STARTING: {
         **_LIVES,
-        Event.READY: Step(_R, Action.CONFIRM),
-        Event.TIMER: Step(_FAILING, Action.TERMINATE),
-        Event.SPAWN_FAILED: Step(_BACKOFF, Action.BACK_OFF),
+        Event.READY: Step(State.RUNNING, Action.CONFIRM),
+        Event.TIMER: Step(State.FAILING, Action.TERMINATE),
+        Event.SPAWN_FAILED: Step(State.BACKOFF, Action.BACK_OFF),
     },
-    _R: dict(_LIVES),
-    _STOPPING: {
-        **dict.fromkeys(_ENDS, Step(_D, Action.REST)),
-        Event.TIMER: Step(_STOPPING, Action.KILL),
-        Event.START: Step(_RESTARTING),
-        Event.RESTART: Step(_RESTARTING),
+    State.RUNNING: dict(_LIVES),
+    State.STOPPING: {
+        **dict.fromkeys(_ENDS, Step(State.DOWN, Action.REST)),
+        Event.TIMER: Step(State.STOPPING, Action.KILL),
+        Event.START: Step(State.RESTARTING),
+        Event.RESTART: Step(State.RESTARTING),
     },
-    _RESTARTING: {
-        **dict.fromkeys(_ENDS, Step(_S, Action.SPAWN)),
-        Event.TIMER: Step(_RESTARTING, Action.KILL),
-        Event.STOP: Step(_STOPPING),
+    State.RESTARTING: {
+        **dict.fromkeys(_ENDS, Step(State.STARTING, Action.SPAWN)),
+        Event.TIMER: Step(State.RESTARTING, Action.KILL),
+        Event.STOP: Step(State.STOPPING),
     },
-    _FAILING: {
+    State.FAILING: {
         **_ENDS,
-        Event.TIMER: Step(_FAILING, Action.KILL),
-        Event.STOP: Step(_STOPPING),
-        Event.RESTART: Step(_RESTARTING),
+        Event.TIMER: Step(State.FAILING, Action.KILL),
+        Event.STOP: Step(State.STOPPING),
+        Event.RESTART: Step(State.RESTARTING),
     },
-    _BACKOFF: dict(_WAITS),
-    _LOOP: dict(_WAITS),
+    State.BACKOFF: dict(_WAITS),
+    State.CRASH_LOOP: dict(_WAITS),
 }
 IGNORED = frozenset((state, event) for state in State for event in Event if event not in TABLE[state])
 
