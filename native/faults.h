@@ -4,10 +4,13 @@
 #include "http.h"
 
 #include <fcntl.h>
+#include <linux/loop.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/user.h>
@@ -40,22 +43,64 @@ static void put_error(FILE *out, int error) {
 
 static bool holding; /* what this process' end would let go */
 
-/* Connects `count` times; returns how many could be. */
-static int connect_all(struct pollfd *sockets, int count, const char *path) {
+static double boottime(void) {
+    struct timespec now = {0};
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* The root cgroup has no limit, and who is in it is in no pod. Enter the host's mount namespace before. */
+static bool leave_pod(void) {
+    int group = open("/sys/fs/cgroup/cgroup.procs", O_WRONLY | O_CLOEXEC);
+    return group < 0 || write(group, "0", 1) == 1;
+}
+
+static bool connect_to(int fd, const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval timeout = {.tv_sec = HTTP_TIMEOUT};
-    if (strlen(path) >= sizeof address.sun_path)
-        return 0;
-    strcpy(address.sun_path, path);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
+    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    return connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
+}
+
+/* Connects `count` times; returns how many could be. */
+static int connect_all(struct pollfd *sockets, int count, const char *path) {
     for (int i = 0; i < count; i++) {
-        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
-        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
-        sockets[i] = (struct pollfd){.fd = fd};
-        if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        sockets[i] = (struct pollfd){.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+        if (sockets[i].fd < 0 || !connect_to(sockets[i].fd, path))
             return i;
     }
     return count;
+}
+
+static void do_datagrams(FILE *out, const struct http_request *request, const char *path) {
+    static const char text[] = "STOPPING=1";
+    char number[16];
+    int count = http_parameter(request, "count", number, sizeof number) ? atoi(number) : 0, sent = 0;
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (count <= 0 || !connect_to(fd, path))
+        return put_error(out, count <= 0 ? EINVAL : errno);
+    double begun = boottime();
+    while (sent < count && send(fd, text, sizeof text - 1, MSG_NOSIGNAL) > 0)
+        sent++;
+    fprintf(out, "{\"sent\": %d, \"begun\": %.6f, \"ended\": %.6f}", sent, begun, boottime());
+}
+
+static void do_call(FILE *out, const struct http_request *request, const char *path) {
+    char hex[512], answer[4096], frame[sizeof hex / 2];
+    size_t size = 0;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (!http_parameter(request, "frame", hex, sizeof hex))
+        return put_error(out, EINVAL);
+    while (sscanf(hex + 2 * size, "%2hhx", (unsigned char *)frame + size) == 1)
+        size++;
+    ssize_t length = leave_pod() && connect_to(fd, path) && http_send(fd, frame, size) ? recv(fd, answer, sizeof answer, 0) : -1;
+    if (length < 0)
+        return put_error(out, errno);
+    fputs("{\"text\": ", out);
+    put_string(out, answer, (size_t)length);
+    fputc('}', out);
 }
 
 /* Until the number of those that the server closed has not changed for a second. */
@@ -97,10 +142,8 @@ static void do_put(FILE *out, const struct http_request *request, const char *pa
 
 static void do_fill(FILE *out, const char *path) {
     off_t bytes = 0;
-    int group = open("/sys/fs/cgroup/cgroup.procs", O_WRONLY | O_CLOEXEC);
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    /* Pages of a tmpfs count to who first has them: this pod would be killed for them. The root cgroup has no limit. */
-    if (fd < 0 || (group >= 0 && write(group, "0", 1) < 0))
+    if (fd < 0 || !leave_pod()) /* pages of a tmpfs count to who first has them: this pod would be killed for them */
         return put_error(out, errno);
     for (off_t size = FILL_CHUNK; size >= 4096; size /= 2)
         while (fallocate(fd, 0, bytes, size) == 0) /* by the kernel without copying: all of it, or none */
@@ -110,6 +153,28 @@ static void do_fill(FILE *out, const char *path) {
 
 static void do_remove(FILE *out, const char *path) {
     put_error(out, unlink(path) < 0 ? errno : 0);
+}
+
+/* The kernel itself holds the file open: who unmounts its file system finds no process to end. */
+static void do_busy(FILE *out, const char *path) {
+    char name[32];
+    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+    snprintf(name, sizeof name, "/dev/loop%d", control < 0 ? 0 : ioctl(control, LOOP_CTL_GET_FREE));
+    int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600), loop = open(name, O_RDWR | O_CLOEXEC);
+    bool held = file >= 0 && loop >= 0 && ftruncate(file, EAT_CHUNK) == 0 && ioctl(loop, LOOP_SET_FD, file) == 0;
+    put_error(out, held ? 0 : errno);
+}
+
+static void do_limit(FILE *out, const struct http_request *request) {
+    char pid[16], soft[16];
+    struct rlimit limit;
+    bool given = http_parameter(request, "pid", pid, sizeof pid) && http_parameter(request, "soft", soft, sizeof soft);
+    pid_t target = given ? atoi(pid) : 0;
+    if (target <= 0)
+        return put_error(out, EINVAL);
+    bool done = prlimit(target, RLIMIT_NOFILE, NULL, &limit) == 0;
+    limit.rlim_cur = strcmp(soft, "max") ? strtoul(soft, NULL, 10) : limit.rlim_max;
+    put_error(out, done && prlimit(target, RLIMIT_NOFILE, &limit, NULL) == 0 ? 0 : errno);
 }
 
 static void do_clock(FILE *out, const struct http_request *request) {
@@ -124,7 +189,10 @@ static void do_kill(FILE *out, const struct http_request *request) {
     char pid[16], number[16];
     bool given = http_parameter(request, "pid", pid, sizeof pid) && http_parameter(request, "signal", number, sizeof number);
     int target = given ? atoi(pid) : 0;
-    put_error(out, target <= 0 ? EINVAL : kill(target, atoi(number)) < 0 ? errno : 0);
+    double now = boottime();
+    if (target <= 0 || kill(target, atoi(number)) < 0)
+        return put_error(out, target <= 0 ? EINVAL : errno);
+    fprintf(out, "{\"error\": null, \"pid\": %d, \"at\": %.6f}", target, now);
 }
 
 /* Changes the registers of a process once it waits in epoll_wait(2), where what it does next is known. */

@@ -9,7 +9,8 @@
  *   /walk?path=P             {"directories": N, "others": [{"path", "error"}]}: tries to make a file in every directory of one
  *                            file system, and names those where that did not fail with EROFS
  *   /processes               {"processes": [{"pid", "ppid", "comm", "cgroup", "argv", "pss"}]}: pss in bytes
- *   /kill?pid=N&signal=N     {"error": null}
+ *   /kill?pid=N&signal=N     {"error": null, "pid", "at"}: when, in seconds since boot
+ *   /limit?pid=N&soft=N      {"error": null}: how many descriptors the process may have; `max` is as many as it could
  *   /fault?pid=N&kind=K      {"error": null}: what the process waits in fails with EBADF (K is error), it goes on at address 0
  *                            (jump), or it does not go on (hang), by ptrace(2): the program itself knows nothing of it. Or the
  *                            kernel panics (panic)
@@ -17,6 +18,10 @@
  *                            on each; how many there were and how many the server closed
  *   /hold?path=P&count=N     {"pid", "connected", "closed"}: the same without a word; those that are not closed stay until that
  *                            process of the probe is killed
+ *   /datagrams?path=P&count=N {"sent", "begun", "ended"}: so many `STOPPING=1`, one after the other, to a Unix datagram socket;
+ *                            when, in seconds since boot
+ *   /call?path=P&frame=HEX   {"text"}: what a Unix socket answers to that, once, to a process that is in no pod
+ *   /busy?path=P             {"error": null}: makes the file, which a loop device then holds until the machine's end
  *   /put?path=P&text=T       {"error": null}: makes the file, with that text
  *   /fill?path=P             {"bytes"}: makes a file as large as its file system has room for; counted to no pod
  *   /remove?path=P           {"error": null}
@@ -221,7 +226,8 @@ static void handle(int fd, const struct http_request *request) {
     } commands[] = {{"/read", do_read, NULL, true},   {"/readlink", do_readlink, NULL, true}, {"/list", do_list, NULL, true},
                     {"/write", do_write, NULL, true}, {"/walk", do_walk, NULL, true},         {"/mount", do_mount, NULL, false},
                     {"/flood", NULL, do_flood, true}, {"/hold", NULL, do_flood, true},        {"/put", NULL, do_put, true},
-                    {"/fill", do_fill, NULL, true},   {"/remove", do_remove, NULL, true}};
+                    {"/fill", do_fill, NULL, true},   {"/remove", do_remove, NULL, true},     {"/busy", do_busy, NULL, true},
+                    {"/call", NULL, do_call, true},   {"/datagrams", NULL, do_datagrams, true}};
     char path[4096], *body = NULL;
     size_t length = 0;
     FILE *out = open_memstream(&body, &length);
@@ -231,6 +237,8 @@ static void handle(int fd, const struct http_request *request) {
         do_processes(out);
     else if (!strcmp(request->path, "/kill"))
         do_kill(out, request);
+    else if (!strcmp(request->path, "/limit"))
+        do_limit(out, request);
     else if (!strcmp(request->path, "/fault"))
         do_fault(out, request);
     else if (!strcmp(request->path, "/clock"))

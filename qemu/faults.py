@@ -14,9 +14,11 @@ import errno
 import json
 import signal
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from initd.api.protocol import ApiError, Decoder, Request, Response, encode
 from qemu.errors import HarnessError
 from qemu.probe import Probe, container, pod
 
@@ -29,7 +31,9 @@ Act: TypeAlias = Callable[["Machine", Probe], object]
 
 API_SOCKET = "/run/initd/api.sock"
 BOMB = "/etc/kubernetes/manifests/bomb"
-FLOOD, CONNECTIONS = 300, 5000
+FLOOD, CONNECTIONS, DATAGRAMS = 300, 5000, 100_000
+CRASHES = 3  # within a minute are too many
+RESUME_SECONDS = 30.0
 ROOT_DEVICE = "/machine/peripheral/root-device/virtio-backend"  # whose disk it is, in QEMU's tree of objects
 YEAR = 365 * 24 * 3600
 # A role is a leaf of the cgroup tree.
@@ -94,12 +98,21 @@ def find(machine: Machine, probe: Probe, role: str, *, wake: bool = True) -> int
 
 
 def send(role: str, number: signal.Signals) -> Act:
-    """Return what sends a signal to the process of that role, and returns its pid."""
+    """Return what sends a signal to the process of that role, and returns its `pid` and `at`, in seconds since boot."""
 
-    def do(machine: Machine, probe: Probe) -> int:
+    def do(machine: Machine, probe: Probe) -> dict[str, Any]:
         pid = find(machine, probe, role, wake=number != signal.SIGCONT)
-        probe.do("kill", pid=pid, signal=int(number))
-        return pid
+        return probe.do("kill", pid=pid, signal=int(number))
+
+    return do
+
+
+def tell(*numbers: int) -> Act:
+    """Return what sends signals to PID 1, one after the other."""
+
+    def do(_machine: Machine, probe: Probe) -> None:
+        for number in numbers:
+            probe.do("kill", pid=1, signal=int(number))
 
     return do
 
@@ -107,6 +120,32 @@ def send(role: str, number: signal.Signals) -> Act:
 def fault(kind: str) -> Act:
     """Return what does this kind of fault to PID 1, see native/probe.c."""
     return lambda _, probe: probe.do("fault", pid=1, kind=kind)
+
+
+def crash_worker(machine: Machine, probe: Probe) -> None:
+    """Crash a copy of PID 1, in C."""
+    probe.do("fault", pid=find(machine, probe, "network"), kind="jump")
+
+
+def crash_often(machine: Machine, probe: Probe) -> None:
+    """Crash PID 1, each time that it goes on, until it is given no other life."""
+    for _ in range(CRASHES - 1):
+        seen = machine.last_seq
+        probe.do("fault", pid=1, kind="jump")
+        machine.wait_for(lambda event: event["kind"] == "resumed", RESUME_SECONDS, seen, "another life of PID 1")
+    probe.do("fault", pid=1, kind="jump")
+
+
+def ask(probe: Probe, method: str, *params: object) -> Any:
+    """Call a method of the API on the node's own socket, the only one that rescue has. Raises ApiError."""
+    frame = encode(Request(1, method, list(params)))
+    said = probe.do("call", path=API_SOCKET, frame=frame.hex())["text"].encode("latin-1")
+    match Decoder().feed(said):
+        case [Response(_, None, result)]:
+            return result
+        case [Response(_, error, _)]:
+            raise ApiError.from_wire(error)
+    raise HarnessError(f"{method}: found {said[:40]!r}, expected an answer")
 
 
 def panic(_machine: Machine, probe: Probe) -> None:
@@ -147,6 +186,12 @@ def mend_disk(machine: Machine, _probe: Probe) -> None:
     _swap(machine, _root_file(machine))
 
 
+def lose_disk(machine: Machine, probe: Probe) -> None:
+    """Break the disk when nothing of it is in memory but what is in use."""
+    probe.do("put", path="/proc/sys/vm/drop_caches", text="3")
+    break_disk(machine, probe)
+
+
 def connect(command: str, count: int) -> Act:
     """Return what opens so many connections to the API's socket, with garbage (flood) or silent ones (hold)."""
     return lambda _, probe: probe.do(command, path=API_SOCKET, count=count)
@@ -160,20 +205,41 @@ def let_go(_machine: Machine, probe: Probe) -> None:
             probe("kill", pid=process["pid"], signal=int(signal.SIGKILL))
 
 
-def force(method: str) -> Act:
-    """Return what asks for an end that waits for no one: reboot, or shutdown."""
+def notify(_machine: Machine, probe: Probe) -> Future[dict[str, Any]]:
+    """Tell PID 1 so often that the kubelet stops, by who is not the kubelet; what it gives comes when all are sent."""
+    path = "/run/initd/notify/kubelet.sock"
+    return ThreadPoolExecutor(1).submit(probe.do, "datagrams", path=path, count=DATAGRAMS)
+
+
+def end(method: str, *, force: bool) -> Act:
+    """Return what asks for an end: reboot, or shutdown; force: one that waits for no one."""
 
     def do(machine: Machine, _probe: Probe) -> None:
         with machine.client() as client:
-            client.call(method, True)
+            client.call(method, force)
 
     return do
+
+
+def ctrl_alt_del(machine: Machine, _probe: Probe) -> None:
+    """Press the keys."""
+    machine.qmp("send-key", keys=[{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")])
 
 
 def bomb(word: str) -> Act:
     """Return what puts a static pod on the node that takes all memory (eat) or all pids (fork) that it can."""
     text = json.dumps(pod("bomb", container("bomb", "probe", word)))
-    return lambda _, probe: probe.do("put", path=BOMB, text=text)
+    return put(BOMB, text)
+
+
+def put(path: str, text: str) -> Act:
+    """Return what writes a file of the node."""
+    return lambda _, probe: probe.do("put", path=path, text=text)
+
+
+def limit(soft: int | str) -> Act:
+    """Return what says how many descriptors PID 1 may have; "max" is as many as before."""
+    return lambda _, probe: probe.do("limit", pid=1, soft=soft)
 
 
 def fill(path: str) -> Act:
@@ -192,6 +258,9 @@ def remove(path: str) -> Act:
 
 
 _KILL, _STOP, _CONT = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+_IGNORED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
+_PIDS = "/sys/fs/cgroup/initd/pids.max"
 
 FAULTS: Mapping[str, Fault] = {
     **{f"kill-{role}": Fault(f"SIGKILL to {who}", send(role, _KILL)) for role, who in WHO.items()},
@@ -205,18 +274,37 @@ FAULTS: Mapping[str, Fault] = {
     "disk-slow": Fault("the root disk reads 2 MiB a second", throttle(2 << 20), throttle(0)),
     "disk-stalled": Fault("the root disk answers nothing", throttle(1), throttle(0)),
     "disk-broken": Fault("the root disk fails each read (EIO)", break_disk, mend_disk),
+    "disk-gone": Fault("the same, and what is not in use is not in memory", lose_disk, mend_disk),
     "clock-forward": Fault("the clock jumps a year ahead", jump(YEAR), jump(-YEAR)),
     "clock-back": Fault("the clock jumps a year back", jump(-YEAR), jump(YEAR)),
     "pause": Fault("the machine is paused", lambda m, _: m.pause(), lambda m, _: m.resume()),
-    "force-reboot": Fault("`initctl reboot --force`", force("reboot")),
-    "force-shutdown": Fault("`initctl shutdown --force`", force("shutdown")),
+    "reboot": Fault("`initctl reboot`", end("reboot", force=False)),
+    "shutdown": Fault("`initctl shutdown`", end("shutdown", force=False)),
+    "force-reboot": Fault("`initctl reboot --force`", end("reboot", force=True)),
+    "force-shutdown": Fault("`initctl shutdown --force`", end("shutdown", force=True)),
+    "local-reboot": Fault("`initctl reboot --force` on the node itself", lambda _, probe: ask(probe, "reboot", True)),
     "power": Fault("the power button is pressed", lambda m, _: m.power_button()),
+    "ctrl-alt-del": Fault("Ctrl-Alt-Del is pressed", ctrl_alt_del),
+    "signal-int": Fault("SIGINT to PID 1", tell(signal.SIGINT)),
+    "signal-pwr": Fault("SIGPWR to PID 1", tell(signal.SIGPWR)),
+    "signal-rtmin+4": Fault("SIGRTMIN+4 to PID 1", tell(signal.SIGRTMIN + 4)),
+    "signal-rtmin+5": Fault("SIGRTMIN+5 to PID 1", tell(signal.SIGRTMIN + 5)),
+    "signals-crash": Fault("SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE to PID 1, by a process", tell(*_CRASHES)),
+    "signals-other": Fault("SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGPIPE to PID 1", tell(*_IGNORED)),
     "panic": Fault("the kernel panics", panic),
     "crash-c": Fault("PID 1 jumps to address 0 (SIGSEGV)", fault("jump")),
     "crash-python": Fault("an exception reaches PID 1's top", fault("error")),
+    "crash-often": Fault(f"PID 1 crashes {CRASHES} times within a minute", crash_often),
+    "crash-worker": Fault("the network worker jumps to address 0 (SIGSEGV)", crash_worker),
     "hang": Fault("PID 1 hangs", fault("hang")),
     "flood": Fault(f"{FLOOD} connections to the API's socket, with garbage", connect("flood", FLOOD)),
     "connections": Fault(f"{CONNECTIONS} silent connections to the API's socket", connect("hold", CONNECTIONS), let_go),
+    "notify": Fault(f"{DATAGRAMS:,} datagrams to the kubelet's notify socket, by another process", notify),
+    "descriptors": Fault("PID 1 can open no more descriptors (RLIMIT_NOFILE)", limit(0), limit("max")),
+    "pids": Fault("PID 1 and its workers can fork no more (pids.max)", put(_PIDS, "0"), put(_PIDS, "max")),
+    "busy": Fault(
+        "/var cannot be unmounted, the kernel holds a file there", lambda _, p: p.do("busy", path="/var/busy")
+    ),
     "memory-bomb": Fault("a pod takes all memory", bomb("eat"), remove(BOMB)),
     "fork-bomb": Fault("a pod forks without end", bomb("fork"), remove(BOMB)),
 }

@@ -78,7 +78,13 @@ def _ways_out(steps: Mapping[states.Event, states.Step]) -> str:
 def faults() -> str:
     """What happens when something fails: the rows of the table that the VM tests run, then the names without one."""
     rows = [
-        (f"`{row.fault}`", FAULTS[row.fault].says, row.when, row.happens + _not_yet(row.bug), f"{row.bound:g} s")
+        (
+            " + ".join(f"`{name}`" for name in (row.fault, row.also) if name),
+            ", then ".join(FAULTS[name].says for name in (row.fault, row.also) if name),
+            row.when,
+            row.happens,
+            f"{row.bound:g} s",
+        )
         for row in ROWS
     ]
     used = {name for row in ROWS for name in (row.fault, row.also)}
@@ -86,10 +92,6 @@ def faults() -> str:
     return "\n\n".join(
         (_table(("name", "what fails", "while", "what happens", "within"), rows), f"Other names: {others}.")
     )
-
-
-def _not_yet(bug: str) -> str:
-    return f" (not yet: {bug})" if bug else ""
 
 
 def commands() -> str:

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -220,7 +221,10 @@ def test_probe_lists_and_signals_processes_and_mounts(isolated: Isolated, progra
         assert (sleeper["comm"], sleeper["argv"], sleeper["ppid"]) == ("sleep", ["/bin/sleep", "1000"], 1)
         assert sleeper["pss"] > 0
         assert sleeper["cgroup"].startswith("/")
-        assert probe("kill", pid=victim.pid, signal=9) == {"error": None}
+        asked = time.clock_gettime(time.CLOCK_BOOTTIME)
+        killed = probe("kill", pid=victim.pid, signal=9)
+        assert (killed["error"], killed["pid"]) == (None, victim.pid)
+        assert asked <= killed["at"] <= time.clock_gettime(time.CLOCK_BOOTTIME)
         os.waitid(os.P_PIDFD, victim.pidfd, os.WEXITED)
         for wrong in ({"pid": 0, "signal": 9}, {"pid": -1, "signal": 9}, {"pid": 1}):
             assert probe("kill", **wrong) == {"error": "EINVAL"}
@@ -271,7 +275,7 @@ def test_probe_holds_connections_until_it_is_killed(isolated: Isolated, programs
             held = probe("hold", path=path, count=3)
             assert (held["connected"], held["closed"]) == (3, 0)
             accepted = [listener.accept()[0] for _ in range(3)]
-            assert probe("kill", pid=held["pid"], signal=int(signal.SIGKILL)) == {"error": None}
+            assert probe("kill", pid=held["pid"], signal=int(signal.SIGKILL))["error"] is None
             assert [connection.recv(1) for connection in accepted] == [b""] * 3, "they were open until then"
             for connection in accepted:
                 connection.close()
@@ -282,6 +286,37 @@ def test_probe_holds_connections_until_it_is_killed(isolated: Isolated, programs
         assert probe("processes")["processes"], "a deaf probe goes on"
         native.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         assert stop(child).status == signal.SIGKILL
+
+    isolated(body)
+
+
+def test_probe_talks_to_sockets_and_limits_descriptors(isolated: Isolated, programs: Path, tmp_path: Path) -> None:
+    def body() -> None:
+        loopback_up()
+        child = start(programs / "probe", PORT, namespaces=Namespace.MOUNT)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+            receiver.bind(str(tmp_path / "datagrams"))
+            sent = probe("datagrams", path=tmp_path / "datagrams", count=3)
+            assert sent["sent"] == 3
+            assert sent["begun"] <= sent["ended"]
+            assert [receiver.recv(64) for _ in range(3)] == [b"STOPPING=1"] * 3
+        assert probe("datagrams", path=tmp_path / "none", count=1) == {"error": "ENOENT"}
+        assert probe("datagrams", path=tmp_path / "datagrams") == {"error": "EINVAL"}
+        answering = "import socket, sys; s = socket.socket(1); s.bind(sys.argv[1]); s.listen(); c = s.accept()[0]"
+        server = native.spawn(
+            Spawn((sys.executable, "-S", "-c", f"{answering}; c.send(c.recv(64)[::-1])", str(tmp_path / "echo")), {})
+        )
+        end = time.monotonic() + 20
+        while (answer := probe("call", path=tmp_path / "echo", frame="00ff41")).get("error"):
+            assert time.monotonic() < end
+        assert answer == {"text": "A\xff\x00"}
+        os.waitid(os.P_PIDFD, server.pidfd, os.WEXITED)
+        assert probe("limit", pid=child.pid, soft=17) == {"error": None}
+        assert resource.prlimit(child.pid, resource.RLIMIT_NOFILE)[0] == 17
+        assert probe("limit", pid=child.pid, soft="max") == {"error": None}
+        assert len(set(resource.prlimit(child.pid, resource.RLIMIT_NOFILE))) == 1
+        assert probe("limit", pid=0, soft=1) == {"error": "EINVAL"}
+        stop(child)
 
     isolated(body)
 

@@ -43,7 +43,7 @@ class Board:
 
     def do(self, command: str, **parameters: Any) -> dict[str, Any]:
         self.asked.append((command, parameters))
-        return {"error": None}
+        return {"error": None, **parameters}
 
     def processes(self) -> list[dict[str, Any]]:
         return PROCESSES
@@ -69,8 +69,8 @@ def test_a_role_is_its_oldest_process_and_rather_not_the_probes_own_shim(board: 
     assert faults.find(*both(board), "shim") == 30
     with pytest.raises(HarnessError, match="no process is containerd"):
         faults.find(*both(board), "containerd")
-    with faults.inject("stop-kubelet", *both(board)) as pid:
-        assert pid == 40
+    with faults.inject("stop-kubelet", *both(board)) as done:
+        assert done["pid"] == 40
     assert [parameters["signal"] for _, parameters in board.asked] == [signal.SIGSTOP, signal.SIGCONT]
 
 

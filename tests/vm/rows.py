@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qemu import faults
+from qemu.probe import http_get
+from tests.vm import manifests
 from tests.vm.conftest import pods
 
 if TYPE_CHECKING:
@@ -17,8 +19,12 @@ if TYPE_CHECKING:
     from qemu.probe import Probe
 
 SHUTDOWN = 12  # seconds; of the table's own machine
+RESCUE = 60
 WATCHDOG = 10
 PIDS = 200  # a pod of it may have
+IN_EXEC = (
+    0.05 + 0.1
+)  # seconds, from a kill to the next exec but for the delay that it has: as ever, and because of a flood
 LIVENESS = 90  # seconds: a bad answer is found after 30 s, ended after 30 s more at a tick of 30 s; the watchdog has 60
 BOOT = 60  # seconds, on a busy host
 
@@ -86,10 +92,11 @@ Check: TypeAlias = Callable[[Scene], bool]
 
 @dataclass(frozen=True)
 class Row:
-    """fault: its name in qemu.faults; also: another one while it lasts. happens: for the README. bound: seconds within
-    which check comes true. when: running, booting (after an event), rebooting or shutting down. anew: what is started
-    anew, and nothing else is. passes: the fault lasts so many seconds, and check comes after it. own: on the table's
-    own machine, which is left as it is if it `ends`. serves: no request to the web pod fails. bug: why this is not so.
+    """fault: its name in qemu.faults; also: another one while it lasts. happens: for the README. bound: seconds from
+    the last of both within which check comes true. when: running, booting (after an event), rebooting or shutting down.
+    anew: what is started anew, and nothing else is. passes: they last so many seconds, and check comes after that.
+    own: on the table's own machine, which is left as it is if it `ends`; with softdog, its watchdog is the kernel's
+    own. serves: no request to the web pod fails.
     """
 
     fault: str
@@ -103,13 +110,14 @@ class Row:
     after: str = ""
     own: bool = False
     ends: bool = False
+    softdog: bool = False
     serves: bool = True
     quick: bool = False
-    bug: str = ""
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.fault, self.also, self.when if self.when != "running" else "")))
+        words = (self.fault, self.also, self.when.replace("running", ""), "softdog" * self.softdog)
+        return " ".join(filter(None, words))
 
 
 def back(name: str) -> Check:
@@ -119,8 +127,8 @@ def back(name: str) -> Check:
         look = scene.look()
         now = look["services"][name]
         well = now["state"] == "running" and (now["healthy"] or name in faults.WORKERS)
-        others = (None, scene.fault, scene.also, scene.before["services"][name]["pid"])
-        return bool(well) and all(now["pid"] != pid for pid in others)
+        others = [done["pid"] for done in (scene.fault, scene.also) if isinstance(done, dict) and "pid" in done]
+        return bool(well) and now["pid"] not in (None, scene.before["services"][name]["pid"], *others)
 
     return check
 
@@ -128,6 +136,29 @@ def back(name: str) -> Check:
 def killed(name: str) -> Check:
     """Whether it is back after a SIGKILL, which the node names."""
     return lambda scene: back(name)(scene) and "SIGKILL" in scene.look()["services"][name]["last_exit"]
+
+
+def late(name: str, reason: str) -> Check:
+    """Whether it is back, and could not be started for that reason until then."""
+
+    def check(scene: Scene) -> bool:
+        history = scene.look()["services"][name]["history"]
+        return back(name)(scene) and any(reason in entry["reason"] for entry in history)
+
+    return check
+
+
+def prompt(scene: Scene) -> bool:
+    """Whether the killed kubelet was in exec again while the flood lasted, as soon as it is without one."""
+    flood = scene.fault.result(timeout=0)  # raises TimeoutError while it lasts
+    history = scene.look()["services"]["kubelet"]["history"]
+    start = next(entry for entry in history if entry["state"] == "starting" and entry["monotonic"] > scene.also["at"])
+    delay = float(start["reason"].split()[2])
+    took = start["monotonic"] - scene.also["at"] - delay
+    assert flood["sent"] == faults.DATAGRAMS
+    assert flood["begun"] < scene.also["at"] < start["monotonic"] < flood["ended"], "it was started when all was over"
+    assert took < IN_EXEC, f"{took:.3f} s"
+    return True
 
 
 def web_anew(scene: Scene) -> bool:
@@ -174,6 +205,44 @@ def resumed(scene: Scene) -> bool:
     return len(status["failures"]) > len(scene.before["status"]["failures"]) and status["phase"] == "running"
 
 
+def ignored(scene: Scene) -> bool:
+    """Whether the kernel's log has a line for each signal that only a fault of PID 1's own should bring."""
+    with scene.machine.client() as client:
+        lines = [record["text"] for record in client.stream("kernel.log", False)]
+    names = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")
+    told = all(any(f"{name} ignored, sent by pid " in line for line in lines) for name in names)
+    return told and unmoved(scene)
+
+
+def unmoved(scene: Scene) -> bool:
+    """Whether PID 1 is as it was."""
+    status = scene.status()
+    return (status["phase"], status["failures"], status["shutdown"]) == (
+        "running",
+        scene.before["status"]["failures"],
+        None,
+    )
+
+
+def crashed(scene: Scene) -> bool:
+    """Whether the crashed worker is another one, and PID 1 the same."""
+    now = scene.look()["services"]["network"]
+    return back("network")(scene) and "SIGSEGV" in now["last_exit"] and unmoved(scene)
+
+
+def in_rescue(scene: Scene) -> bool:
+    """Whether rescue is in PID 1's place, and tells who asks on the node."""
+    return bool(faults.ask(scene.probe, "status")["phase"] == "rescue")
+
+
+def daemons_go_on(scene: Scene) -> bool:
+    """Whether the daemons are the same, and have made the web pod anew, of which they write a lot."""
+    pids = {process["pid"] for process in scene.probe.processes()}
+    services = scene.before["services"]
+    same = {services["containerd"]["pid"], services["kubelet"]["pid"]} <= pids and scene.also["pid"] not in pids
+    return same and http_get(scene.machine.port(manifests.WEB_PORT), "/")[0] == 200 and in_rescue(scene)
+
+
 def off(scene: Scene) -> bool:
     """Whether the machine is off."""
     return scene.machine.wait_exit(0.1)
@@ -195,10 +264,14 @@ def told(cause: str, text: str) -> Check:
     return check
 
 
-END: dict[str, Any] = {"when": "shutting down", "own": True, "ends": True}
-BOOTING: dict[str, Any] = {"when": "booting", "own": True}
+OWN: dict[str, Any] = {"own": True, "ends": True, "serves": False}
+END: dict[str, Any] = {**OWN, "when": "shutting down"}
+BOOTING: dict[str, Any] = {"when": "booting", "own": True, "serves": False}
 OFF = f"off by the deadline ({SHUTDOWN} s here)"
+RESTART = f"a restart by the deadline ({SHUTDOWN} s here)"
 AGAIN = "a killed kubelet is started again"
+WORKER = "a killed worker is started again"
+LATER = "a killed worker is started when there are some again (after 2 s)"
 
 # fmt: off
 ROWS: tuple[Row, ...] = (
@@ -212,8 +285,9 @@ ROWS: tuple[Row, ...] = (
     Row("fill-run", AGAIN, 20, killed("kubelet"), also="kill-kubelet", anew=("kubelet",)),
     Row("link-cut", "not ready, for that reason", 10, no_carrier, serves=False, quick=True),
     Row("link-cut", "the boot goes on; not ready, for that reason", BOOT, no_carrier, **BOOTING),
-    Row("disk-stalled", "a killed worker is started again", 10, killed("network"), also="kill-network"),
-    Row("disk-broken", "a killed worker is started again", 10, killed("network"), also="kill-network"),
+    Row("disk-stalled", WORKER, 10, killed("network"), also="kill-network"),
+    Row("disk-stalled", "the boot goes on (after 10 s)", BOOT, ready, passes=10, **BOOTING),
+    Row("disk-broken", WORKER, 10, killed("network"), also="kill-network"),
     Row("disk-slow", "the boot takes longer", 180, ready, **BOOTING),
     Row("clock-forward", AGAIN, 20, killed("kubelet"), also="kill-kubelet", anew=("kubelet",), quick=True),
     Row("clock-back", AGAIN, 20, killed("kubelet"), also="kill-kubelet", anew=("kubelet",)),
@@ -221,21 +295,42 @@ ROWS: tuple[Row, ...] = (
     Row("pause", "the boot goes on (after 10 s)", BOOT, ready, passes=10, **BOOTING),
     Row("flood", "each is closed, nothing else notices", 30, all_closed, quick=True),
     Row("connections", f"most are refused; {AGAIN}", 60, refused, also="kill-kubelet", anew=("kubelet",)),
+    Row("notify", f"{AGAIN}, at most 0.1 s later", 120, prompt, also="kill-kubelet", anew=("kubelet",)),
+    Row("descriptors", LATER, 20, late("devices", "Too many open files"), also="kill-devices", passes=2, quick=True),
+    Row("pids", LATER, 20, late("containers", "temporarily unavailable"), also="kill-containers", passes=2, quick=True),
     Row("memory-bomb", "the kernel kills it; PID 1, containerd, kubelet go on", 60, bomb_killed, quick=True),
-    Row("fork-bomb", "it has no more than podPidsLimit; the API answers", 60, forks, own=True),
+    Row("fork-bomb", "it has no more than podPidsLimit; the API answers", 60, forks, own=True, serves=False),
     Row("crash-c", "PID 1 goes on, with its children", 20, resumed, quick=True),
     Row("crash-python", "PID 1 goes on, with its children", 20, resumed, quick=True),
+    Row("crash-c", "PID 1 goes on, containerd and kubelet too, and make that pod anew", 60, web_anew, also="kill-shim",
+        anew=("web",), serves=False),
+    Row("crash-worker", "that is started again; PID 1 goes on", 10, crashed, quick=True),
+    Row("signals-crash", "logged and ignored", 10, ignored, quick=True),
+    Row("signals-other", "ignored", 10, unmoved, quick=True),
+    Row("crash-often", "rescue, which the API's socket tells; pods go on", 20, in_rescue, **{**OWN, "serves": True}),
+    Row("crash-often", "containerd and kubelet go on, and make it anew", 50, daemons_go_on, also="kill-shim", **OWN),
+    Row("crash-often", "a restart at once", 2, restarted, also="local-reboot", **OWN),
+    Row("crash-often", f"a restart after node.rescue_seconds ({RESCUE} s here)", RESCUE + 10, restarted,
+        also="signals-other", **OWN),
+    Row("disk-gone", "rescue, from memory", 20, in_rescue, also="crash-c", **OWN),
     Row("hang", f"a reset by the watchdog ({WATCHDOG} s here), which the next boot tells", WATCHDOG + BOOT,
-        told("watchdog", ""), own=True, ends=True, quick=True),
+        told("watchdog", ""), **OWN, quick=True),
+    Row("hang", "a reset by the kernel's own watchdog (softdog)", WATCHDOG + 2, restarted, **OWN, softdog=True),
     Row("panic", "a restart after 10 s; the next boot has the kernel's last lines", 10 + BOOT,
-        told("panic", "sysrq triggered crash"), own=True, ends=True, quick=True),
-    Row("force-reboot", "a restart at once", 3, restarted, "rebooting", own=True, ends=True, quick=True),
-    Row("force-reboot", "a restart at once", 3, restarted, after="phase:api", ends=True, **BOOTING),
-    Row("force-shutdown", "off at once", 3, off, **END),
+        told("panic", "sysrq triggered crash"), **OWN, quick=True),
+    Row("force-reboot", "a restart at once", 2, restarted, **{**END, "when": "rebooting"}, quick=True),
+    Row("force-reboot", "a restart at once", 2, restarted, after="phase:api", ends=True, **BOOTING),
+    Row("force-reboot", "a restart at once", 2, restarted, **END),
+    Row("force-shutdown", "off at once", 2, off, **END),
     Row("power", OFF, SHUTDOWN + 2, off, **END),
     Row("power", OFF, SHUTDOWN + 2, off, after="phase:devices", ends=True, **BOOTING),
-    Row("crash-c", OFF, SHUTDOWN + 2, off, **END),
-    Row("stop-shim", OFF, SHUTDOWN + 2, off, **END),
-    Row("force-reboot", "a restart at once", 3, restarted, bug="refused, the node is on its way to shutdown", **END),
+    Row("ctrl-alt-del", RESTART, SHUTDOWN + 2, restarted, **OWN),
+    *(Row(f"signal-{name}", RESTART, SHUTDOWN + 2, restarted, **OWN) for name in ("int", "rtmin+5")),
+    *(Row(f"signal-{name}", OFF, SHUTDOWN + 2, off, **OWN) for name in ("pwr", "rtmin+4")),
+    Row("shutdown", f"{OFF}, though a pod hears no SIGTERM and may take ten minutes", SHUTDOWN + 2, off, **OWN),
+    *(Row(name, OFF, SHUTDOWN + 2, off, **END) for name in ("shutdown", "flood", "crash-c", "crash-python")),
+    *(Row(name, OFF, SHUTDOWN + 2, off, **OWN, also="shutdown")
+      for name in ("stop-shim", "stop-containerd", "stop-kubelet", "busy", "fill-var", "connections", "descriptors",
+                   "pids", "disk-stalled", "disk-broken", "link-cut")),
 )
 # fmt: on

@@ -32,30 +32,34 @@ POLL = 0.1
 
 
 @pytest.fixture(scope="module")
-def own(image: Bootable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Machine]]:
-    """Return what gives the table's own machine, and boots it if it is off: it has a watchdog, a store for what the
-    kernel says last, and a probe that no SIGTERM ends and that may take ten minutes.
+def own(image: Bootable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[bool], Machine]]:
+    """Return what gives the table's own machine, and boots it if it is off: it has a watchdog (the kernel's own, if
+    that is asked for), a store for what the kernel says last, and a probe that no SIGTERM ends and that may take long.
     """
     deaf = manifests.probe(manifests.PROBE_PORT, "deaf", terminationGracePeriodSeconds=600)
     config = manifests.config(
-        deaf,
-        extra=f"[kubelet.config]\npodPidsLimit = {rows.PIDS}\n[node]\nshutdown_seconds = {rows.SHUTDOWN}\n"
-        f"[network]\ntimeout = 5\n[watchdog]\nseconds = {rows.WATCHDOG}\n",
+        *(deaf, manifests.web()),
+        extra=f"[kubelet.config]\npodPidsLimit = {rows.PIDS}\n[network]\ntimeout = 5\n"
+        f"[node]\nshutdown_seconds = {rows.SHUTDOWN}\nrescue_seconds = {rows.RESCUE}\n"
+        f"[watchdog]\nseconds = {rows.WATCHDOG}\nsoftware = true\n",
     )
     store = f"memory-backend-file,id=store,size=64K,share=on,mem-path={tmp_path_factory.mktemp('store') / 'erst'}"
-    devices = ("-device", "i6300esb", "-object", store, "-device", "acpi-erst,memdev=store")
+    devices = ("-object", store, "-device", "acpi-erst,memdev=store")
     machine: Machine | None = None
+    has_softdog = False
 
-    def get() -> Machine:
-        nonlocal machine
-        if machine is None or not machine.running:
-            if machine is not None:
-                machine.kill()
-            options: dict[str, Any] = {"networks": (Network(forward=FORWARD),), "qemu_arguments": devices}
-            machine = Machine(f"faults-{os.getpid()}", image, config=config, **options)
+    def get(softdog: bool) -> Machine:
+        nonlocal machine, has_softdog
+        if machine is not None and (softdog != has_softdog or not machine.running):
+            machine.kill()
+            machine = None
+        if machine is None:
+            hardware = devices if softdog else (*devices, "-device", "i6300esb")
+            options: dict[str, Any] = {"networks": (Network(forward=FORWARD),), "qemu_arguments": hardware}
+            machine, has_softdog = Machine(f"faults-{os.getpid()}", image, config=config, **options), softdog
             machine.start()
         machine.wait_for("ready", 180.0)
-        wait_for_pods(machine, "probe")
+        wait_for_pods(machine, "probe", "web")
         return machine
 
     yield get
@@ -135,41 +139,57 @@ def begin(scene: Scene, row: Row) -> None:
 
 def param(row: Row) -> Any:
     """Return a row as pytest wants it."""
-    marks = [] if row.quick else [pytest.mark.faults]
-    if row.bug:
-        marks.append(pytest.mark.xfail(strict=True, reason=row.bug))
-    return pytest.param(row, id=row.name, marks=marks)
+    return pytest.param(row, id=row.name, marks=[] if row.quick else [pytest.mark.faults])
 
 
-@pytest.mark.parametrize("row", [param(row) for row in ROWS])
-def test_fault(row: Row, request: pytest.FixtureRequest) -> None:
-    machine: Machine = request.getfixturevalue("own")() if row.own else request.getfixturevalue("running")
-    scene = Scene(machine, Probe(machine))
-    with explained(scene), contextlib.ExitStack() as stack:
+def do(name: str, scene: Scene, row: Row, lasting: contextlib.ExitStack) -> Any:
+    """Do a fault until `lasting` ends. One that ends the machine is not undone, and may do so before it is done."""
+    if not row.ends:
+        return lasting.enter_context(faults.inject(name, scene.machine, scene.probe))
+    with contextlib.suppress(OSError):
+        return faults.FAULTS[name].do(scene.machine, scene.probe)
+    return None
+
+
+def run(row: Row, scene: Scene) -> None:
+    """Do what a row says; raises AssertionError, or what pytest.fail raises, if it is not so."""
+    with contextlib.ExitStack() as stack:
         scene.wake()
         scene.before = scene.look()
-        if row.serves and not row.own:
-            stack.enter_context(serving(machine))
+        if row.serves:
+            stack.enter_context(serving(scene.machine))
         begin(scene, row)
-        scene.seq = machine.last_seq
+        scene.seq = scene.machine.last_seq
         lasting = stack.enter_context(contextlib.ExitStack())
         asked = time.monotonic()
-        if row.ends:  # what the fault did goes with the machine; it may be gone before the fault is done
-            with contextlib.suppress(OSError):
-                scene.fault = faults.FAULTS[row.fault].do(machine, scene.probe)
-        else:
-            scene.fault = lasting.enter_context(faults.inject(row.fault, machine, scene.probe))
+        scene.fault = do(row.fault, scene, row, lasting)
         if row.also:
-            scene.also = lasting.enter_context(faults.inject(row.also, machine, scene.probe))
+            asked = time.monotonic()
+            scene.also = do(row.also, scene, row, lasting)
         if row.passes:
-            assert not machine.wait_exit(row.passes), "QEMU ended"
+            assert not scene.machine.wait_exit(row.passes), "QEMU ended"
             lasting.close()
             asked = time.monotonic()
         wait(row.happens, lambda: row.check(scene), row.bound - (time.monotonic() - asked))
+        lasting.close()
         if row.ends:
             return
-        lasting.close()
         if row.when == "running":
             wait("as before", lambda: scene.as_before(row.anew) or True, AS_BEFORE)
         else:
             wait("ready", lambda: rows.ready(scene), AS_BEFORE)
+
+
+@pytest.mark.parametrize("row", [param(row) for row in ROWS])
+def test_fault(row: Row, request: pytest.FixtureRequest) -> None:
+    machine: Machine = request.getfixturevalue("own")(row.softdog) if row.own else request.getfixturevalue("running")
+    scene = Scene(machine, Probe(machine))
+    try:
+        with explained(scene):
+            run(row, scene)
+    except BaseException:
+        if row.own:
+            machine.kill()  # as it is now, it is of no use to the next row
+        raise
+    if row.ends and machine.last_seq >= scene.seq:
+        machine.kill()  # it was not started anew

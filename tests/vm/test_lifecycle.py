@@ -1,4 +1,4 @@
-"""Beginnings and ends: reboot, shutdown, the power button, Ctrl-Alt-Del, and what a second boot finds of the first."""
+"""Beginnings and ends: reboot, shutdown, the power button, and what a second boot finds of the first."""
 
 from __future__ import annotations
 
@@ -102,12 +102,3 @@ def test_workers_rest_and_what_they_wait_for_starts_them(machine_factory: Machin
     machine.power_button()
     assert machine.wait_for("shutdown", 20.0)["by"] == "power button"
     assert machine.wait_exit(OFF_SECONDS), machine.console_tail()
-
-
-def test_ctrl_alt_del_reboots(machine_factory: MachineFactory) -> None:
-    machine = boot(machine_factory)
-    with machine.next_boot():
-        keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
-        machine.qmp("send-key", keys=keys)
-    machine.wait_for("ready", 180.0)
-    assert machine.boots == 2
