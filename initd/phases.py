@@ -7,16 +7,15 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from initd import log
 from initd.events import boottime
+from initd.node import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
     from initd.api.types import BootPhase
-    from initd.node import Node
 
 NOTICEABLE = 0.0005  # seconds of waiting that are worth a name in the boot's times
 

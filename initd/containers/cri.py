@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from structlog import get_logger
 
 from initd.api.protocol import ApiError, Code
 from initd.containers import messages
+from initd.containers.client import Containerd
+from initd.containers.messages import Message, Rpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from initd.api.types import ContainerInfo, ImageInfo, PodInfo
-    from initd.containers.client import Containerd
-    from initd.containers.messages import Message, Rpc
 
 REACH_SECONDS = 5.0
 STOP_SECONDS = 5.0  # for what comes after a container's SIGKILL

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import structlog
 
 from initd.network.dhcp import Client, Send
+from initd.network.lease import Lease
 from initd.network.netlink import Netlink, boottime
 from initd.network.plan import Address, Interface, Item, Link, mtu, operations, wanted
 from initd.network.sockets import Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from initd.api.types import LinkInfo
-    from initd.network.lease import Lease
 
 _ROUNDS = 4  # removing an address takes others with it, so what was done is checked; a few times, not for ever
 log = structlog.get_logger()

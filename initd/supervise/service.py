@@ -11,27 +11,25 @@ import os
 import signal
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from initd import cgroups, log, native
-from initd.events import boottime
+from initd.events import EventLog, boottime
 from initd.mounts import LOGS
+from initd.native import Exit
+from initd.services import ServiceSpec
 from initd.supervise.backoff import Backoff
 from initd.supervise.notify import NUMBERS, NotifySocket
 from initd.supervise.output import Output
 from initd.supervise.process import Process, find, start_time
-from initd.supervise.reap import describe
+from initd.supervise.reap import Reaper, describe
 from initd.supervise.states import HAS_PROCESS, IGNORED, WANTED, Action, Event, State, step
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
 
     from initd.api.types import ServiceStatus, Transition
-    from initd.events import EventLog
-    from initd.native import Exit
-    from initd.services import ServiceSpec
-    from initd.supervise.reap import Reaper
 
 HISTORY = 100
 KILL_AGAIN = 2.0

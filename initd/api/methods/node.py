@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncIterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import initd
 from initd import shutdown
 from initd.api import registry
 from initd.api.protocol import HELLO, ApiError, Code, is_nonce
 from initd.api.registry import Call, Role, each, method
+from initd.api.types import BootTimes, ConfigInfo, Event, LastBoot, NodeStatus, VersionInfo
 from initd.supervise.states import State
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from initd.api.types import BootTimes, ConfigInfo, Event, LastBoot, NodeStatus, VersionInfo
 
 IMAGE_VERSION = "/usr/share/initd/version"
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
 from initd.api.protocol import ApiError, Code
 from initd.api.registry import Call, Role, each, method
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from initd.api.types import LogLine, ServiceStatus
-    from initd.supervise.service import Service
+from initd.api.types import LogLine, ServiceStatus
+from initd.supervise.service import Service
 
 LINE_CHARACTERS = 1000  # of each last line: whole ones, which `logs` gives, could make the answer too large
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
 from initd.api.registry import Call, Role, method
+from initd.api.types import KernelRecord, MountInfo, ProcessInfo
 from initd.mounts import unescape
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from initd.api.types import KernelRecord, MountInfo, ProcessInfo
 
 RECORD_BYTES = 8192
 # PF_KTHREAD (include/linux/sched.h)

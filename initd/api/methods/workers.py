@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from initd.api.registry import Call, Role, method
-
-if TYPE_CHECKING:
-    from initd.api.types import DiskInfo, ImageInfo, LinkInfo, PodInfo
+from initd.api.types import DiskInfo, ImageInfo, LinkInfo, PodInfo
 
 
 @method("links", Role.READER)
