@@ -13,6 +13,7 @@ from initd import cgroups, log, modules, mounts, services, sysctl
 from initd.config import sources
 from initd.config.errors import ConfigError
 from initd.events import boot_id, machine_id
+from initd.files import read
 from initd.node import Node, write_first_etc
 from initd.phases import Phase, Skipped
 
@@ -33,8 +34,7 @@ def mount_table(node: Node) -> None:
     """Mount what containerd and the boot need."""
     for line in mounts.mount_all(tuple(row for row in mounts.TABLE if row.needed)):
         log.warning("mount failed", mount=line)
-    with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
-        node.command_line = sources.command_line(file.read())
+    node.command_line = sources.command_line(read("/proc/cmdline"))
     node.boot_id = boot_id()
     mounts.make_links(mounts.LINKS)
     mounts.make_directories(mounts.RUN_DIRECTORIES)

@@ -8,6 +8,8 @@ kubelet/         the kubelet     kubepods/  made and owned by the kubelet
 
 import os
 
+from initd.files import read
+
 ROOT = "/sys/fs/cgroup"
 CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 MIB = 1 << 20
@@ -32,7 +34,7 @@ def make_tree(root: str = ROOT) -> list[str]:
     for path, _ in TREE:
         os.makedirs(f"{root}/{path}", exist_ok=True)
     _write(f"{root}/initd/pid1/cgroup.procs", "0")
-    available = _read(f"{root}/cgroup.controllers").split()
+    available = read(f"{root}/cgroup.controllers").split()
     for name in CONTROLLERS:
         # Each on its own: one write of them all enables none if one is refused.
         if name in available:
@@ -86,18 +88,18 @@ def processes(path: str, root: str = ROOT) -> list[int]:
     """The pids in the cgroup `path` and below it, in no order; empty if there is no such cgroup."""
     pids: list[int] = []
     for directory, _, _ in os.walk(f"{root}/{path}"):
-        pids += map(int, _read(f"{directory}/cgroup.procs").split())
+        pids += map(int, read(f"{directory}/cgroup.procs").split())
     return pids
 
 
 def populated(path: str, root: str = ROOT) -> bool:
     """Whether any process lives in the cgroup or below it."""
-    return "populated 1" in _read(f"{root}/{path}/cgroup.events")
+    return "populated 1" in read(f"{root}/{path}/cgroup.events")
 
 
 def oom_kills(path: str, root: str = ROOT) -> int:
     """How many processes of the cgroup the kernel's OOM killer ended so far."""
-    words = _read(f"{root}/{path}/memory.events").split()
+    words = read(f"{root}/{path}/memory.events").split()
     return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
 
@@ -107,11 +109,3 @@ def _write(path: str, text: str) -> None:
         os.write(descriptor, text.encode())
     finally:
         os.close(descriptor)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read()
-    except OSError:
-        return ""  # a cgroup may go, or be threaded, at any time

@@ -11,10 +11,13 @@ from collections.abc import AsyncGenerator, Callable
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from initd.files import read
+
 if TYPE_CHECKING:
     from initd.api.types import Event
 
 KEPT = 2000
+PRODUCT_UUID = "/sys/class/dmi/id/product_uuid"
 _Item = TypeVar("_Item")
 
 
@@ -25,11 +28,7 @@ def boottime() -> float:
 
 def boot_id() -> str:
     """The kernel's random identifier of this boot; all zeros where /proc does not tell."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return "00000000-0000-0000-0000-000000000000"
+    return read("/proc/sys/kernel/random/boot_id") or "00000000-0000-0000-0000-000000000000"
 
 
 def newest(ring: deque[_Item], count: int) -> list[_Item]:
@@ -89,17 +88,8 @@ class EventLog:
             self._wakers.discard(changed.set)
 
 
-MACHINE_ID_SOURCES = ("/sys/class/dmi/id/product_uuid",)
-
-
 def machine_id() -> str:
     """32 hexadecimal digits that name this machine: its SMBIOS UUID where it has one, else this boot's identifier."""
-    for path in MACHINE_ID_SOURCES:
-        try:
-            with open(path, encoding="ascii", errors="replace") as file:
-                digits = file.read().strip().replace("-", "").lower()
-        except OSError:
-            continue  # this machine's firmware does not say
-        if len(digits) == 32 and digits.strip("0f") and not digits.strip("0123456789abcdef"):
-            return digits
-    return boot_id().replace("-", "")
+    digits = read(PRODUCT_UUID).replace("-", "").lower()  # not every machine's firmware says one
+    good = len(digits) == 32 and digits.strip("0f") and not digits.strip("0123456789abcdef")
+    return digits if good else boot_id().replace("-", "")

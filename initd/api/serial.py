@@ -15,6 +15,7 @@ import select
 from initd.api.protocol import HELLO_REQUEST, Marker
 from initd.api.registry import Peer, Role
 from initd.api.session import HIGH_WATER, READ_SIZE, Api, Session
+from initd.files import read
 
 PORT_NAME = "io.initd.api"
 _READS_PER_TURN = 8
@@ -23,14 +24,8 @@ _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR | 
 
 def find_port(name: str = PORT_NAME, ports: str = "/sys/class/virtio-ports") -> str | None:
     """Return the device of the virtio-serial port that the host gave this name, or None. No udev has to be there."""
-    for entry in sorted(os.listdir(ports)) if os.path.isdir(ports) else ():
-        try:
-            with open(f"{ports}/{entry}/name", encoding="utf-8", errors="replace") as file:
-                if file.read().strip() == name:
-                    return f"/dev/{entry}"
-        except OSError:  # unplugged, or a console port, which has no name
-            continue
-    return None
+    entries = sorted(os.listdir(ports)) if os.path.isdir(ports) else ()
+    return next((f"/dev/{entry}" for entry in entries if read(f"{ports}/{entry}/name") == name), None)
 
 
 def open_port(device: str) -> int:

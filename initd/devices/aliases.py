@@ -3,6 +3,8 @@
 import os
 import re
 
+from initd.files import read
+
 # Devices are on buses, except for those of a few classes.
 CLASSES = ("class/input", "class/dmi")
 
@@ -17,15 +19,6 @@ ORDER = tuple(
         r"(?!cpu:)",
     )
 )
-
-
-def read(path: str) -> str:
-    """The text of a sysfs attribute without the newline; "" if the device or the attribute is not there (any more)."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""  # devices come and go while sysfs is walked
 
 
 def entries(path: str) -> list[str]:

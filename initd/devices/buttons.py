@@ -4,7 +4,8 @@ import errno
 import os
 import struct
 
-from initd.devices.aliases import entries, read
+from initd.devices.aliases import entries
+from initd.files import read
 
 KEY_POWER = 116
 EV_KEY = 1

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from structlog import get_logger
 
 from initd import native
-from initd.devices.aliases import entries, read
+from initd.devices.aliases import entries
+from initd.files import read
 
 if TYPE_CHECKING:
     from initd.api.types import DiskInfo

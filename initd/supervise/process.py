@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple
 
 from initd import cgroups, native
+from initd.files import read
 
 
 class Process(NamedTuple):
@@ -36,8 +37,5 @@ def find(pid: int, cgroup: str, started: int | None = None) -> Process:
 
 def start_time(pid: int) -> int:
     """When a process began, in clock ticks since boot (proc_pid_stat(5)); 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
+    fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[19]) if fields else 0

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-from initd import cgroups, native
+from initd import cgroups, files, native
 from initd.supervise.states import State
 from tests.namespace.supervision import PYTHON, TELL, replaced
 from tests.unit.api_support import until
@@ -142,9 +142,9 @@ def test_a_frozen_cgroup_does_not_hold_up_a_start(scene: Scene) -> None:
         cgroups._write(freeze, "1")
         service.restart()
         await until(lambda: service.process is None or replaced(service, first))
-        return cgroups._read(freeze), states(service)
+        return files.read(freeze), states(service)
 
-    assert scene(act) == ("0\n", ["starting", "restarting", "starting"])
+    assert scene(act) == ("0", ["starting", "restarting", "starting"])
 
 
 def test_a_restart_leaks_no_descriptor(scene: Scene) -> None:

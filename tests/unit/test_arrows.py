@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WORKERS = ("network", "devices", "containers")
 # What is shared between processes: types and messages, without PID 1's state.
-SHARED = ("initd.api.protocol", "initd.api.types", "initd.bpf", "initd.native", "initd.worker", "initd.config")
+SHARED = tuple(f"initd.{name}" for name in ["api.protocol", "api.types", "bpf", "config", "files", "native", "worker"])
 NEVER_IN_PID1 = frozenset(
     ("ctypes", "google", "grpclib", "multiprocessing", "pyroute2", "pyudev", "ssl", "subprocess", "threading")
 )

@@ -118,6 +118,6 @@ def test_machine_id(text: str | None, used: str | None, tmp_path: Path, monkeypa
     source = tmp_path / "product_uuid"
     if text is not None:
         source.write_text(text)
-    monkeypatch.setattr(events, "MACHINE_ID_SOURCES", (str(source),))
+    monkeypatch.setattr(events, "PRODUCT_UUID", str(source))
     monkeypatch.setattr(events, "boot_id", lambda: "12345678-1234-1234-1234-123456789abc")
     assert machine_id() == used or (used is None and machine_id() == "12345678123412341234123456789abc")

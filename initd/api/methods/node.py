@@ -14,6 +14,7 @@ from initd.api import registry
 from initd.api.protocol import HELLO, ApiError, Code, is_nonce
 from initd.api.registry import Call, Role, each, method
 from initd.api.types import BootTimes, ConfigInfo, Event, LastBoot, NodeStatus, VersionInfo
+from initd.files import read
 from initd.supervise.states import State
 
 IMAGE_VERSION = "/usr/share/initd/version"
@@ -22,11 +23,7 @@ IMAGE_VERSION = "/usr/share/initd/version"
 @cache
 def _image_version() -> str | None:
     """Read once, when the API begins: later the root's device may not answer."""
-    try:
-        with open(IMAGE_VERSION, encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError:
-        return None  # a root of someone else's making has none
+    return read(IMAGE_VERSION) or None  # a root of someone else's making has none
 
 
 @method("version", Role.READER)

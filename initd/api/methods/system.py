@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from initd.api.registry import Call, Role, method
 from initd.api.types import KernelRecord, MountInfo, ProcessInfo
+from initd.files import read
 from initd.mounts import unescape
 
 RECORD_BYTES = 8192
@@ -96,22 +97,16 @@ def read_process(pid: int) -> ProcessInfo | None:
     Neither file takes the process's mmap_lock; its arguments are in its own memory, and to read /proc/PID/cmdline waits
     for whoever holds that lock, in the kernel and for ever if need be.
     """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            name, _, rest = file.read().decode(errors="replace").partition(" (")[2].rpartition(") ")
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            cgroup = file.read().strip().partition("0::")[2]
-    except OSError:
-        return None
+    name, _, rest = read(f"/proc/{pid}/stat").partition(" (")[2].rpartition(") ")
     fields = rest.split()
-    if int(fields[6]) & KERNEL_THREAD:
+    if not fields or int(fields[6]) & KERNEL_THREAD:
         return None
     ticks = os.sysconf("SC_CLK_TCK")
     return {
         "pid": pid,
         "parent": int(fields[1]),
         "name": name,
-        "cgroup": cgroup,
+        "cgroup": read(f"/proc/{pid}/cgroup").partition("0::")[2],
         "state": fields[0],
         "resident_bytes": int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
         "cpu_seconds": (int(fields[11]) + int(fields[12])) / ticks,
