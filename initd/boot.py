@@ -18,6 +18,7 @@ from initd.node import Node, write_first_etc
 from initd.phases import Phase, Skipped
 
 SETTLE_SECONDS = 60.0
+DEVICE_FIELD = 256  # characters of a device's path that an event keeps
 IMPORT_SECONDS = 120.0
 IMPORT_ATTEMPTS = 5
 API_SOCKET = "/run/initd/api.sock"
@@ -229,15 +230,32 @@ async def settle_devices(node: Node) -> None:
     """Wait until the devices worker has loaded what the hardware asks for; make the static device nodes."""
     import asyncio  # noqa: PLC0415 the loop runs now
 
-    from initd import hardware  # noqa: PLC0415
+    from initd import shutdown  # noqa: PLC0415
 
+    worker, settled = node.workers["devices"], asyncio.Event()
+
+    def on_settled(summary: dict[str, Any]) -> None:
+        settled.set()
+        node.works("devices")
+        log.info("devices settled", **{key: summary.get(key) for key in ("modules", "devices", "milliseconds")})
+
+    def on_device(device: dict[str, Any]) -> None:
+        fields = {key: device.get(key) for key in ("action", "subsystem", "devpath", "devname")}
+        node.events.emit("device", **{key: value and str(value)[:DEVICE_FIELD] for key, value in fields.items()})
+
+    def on_power_button() -> None:
+        shutdown.request(node, "shutdown", by="power button")
+
+    worker.on("settled", on_settled)
+    worker.on("device", on_device)
+    worker.on("power_button", on_power_button)
     try:
         modules.make_static_nodes()
     except OSError as error:
         log.warning("static device nodes not made", error=str(error))
     try:
         async with asyncio.timeout(SETTLE_SECONDS):
-            await hardware.settled(node)
+            await settled.wait()
     except TimeoutError:
         raise RuntimeError(f"the devices worker has not settled in {SETTLE_SECONDS:g} s") from None
 

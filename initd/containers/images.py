@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO, Any, TypedDict
+from typing import IO, Any
 
 from h2.exceptions import H2Error
 
@@ -29,16 +29,9 @@ REACH_SECONDS = 60.0
 KNOWN_SECONDS = 30.0
 
 
-class ImportedImage(TypedDict):
-    """One image as imported; `milliseconds` is the time until CRI knew all of them."""
-
-    name: str
-    digest: str
-    milliseconds: float
-
-
-async def import_images(client: Containerd, paths: Sequence[str]) -> list[ImportedImage]:
-    """Import every image of the archives at `paths`; one that is there already is only made sure of.
+async def import_images(client: Containerd, paths: Sequence[str]) -> list[dict[str, str | float]]:
+    """Import every image of the archives at `paths`; one that is there already is only made sure of. Returns `name`,
+    `digest` and `milliseconds` of each, the time until CRI knew all of them.
 
     A bad archive does not keep the others out. Raises ApiError: INVALID_ARGUMENT for one that cannot be read or names
     no image, else as containerd gave it.

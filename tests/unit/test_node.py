@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from initd import boot, hardware, log, mounts, native, services
+from initd import boot, log, modules, mounts, native, services
 from initd.config.schema import Config
 from initd.node import Node, write_first_etc
 from initd.services import ServiceSpec
@@ -114,7 +114,7 @@ def test_a_phase_s_failure_is_no_reason_once_it_works(etc: Path, monkeypatch: py
         assert node.faults.keys() == {"config", "devices", "network"}
         node.network_changed(network())
         node.workers["devices"] = cast("Any", type("Worker", (), {"on": staticmethod(told.__setitem__)}))
-        listening = asyncio.ensure_future(hardware.settled(node))
+        listening = asyncio.ensure_future(boot.settle_devices(node))
         await asyncio.sleep(0)
         told["settled"]({})
         await listening
@@ -123,6 +123,7 @@ def test_a_phase_s_failure_is_no_reason_once_it_works(etc: Path, monkeypatch: py
         assert [reason for reason in reasons["reasons"] if "failed" in reason] == ["config: failed"]
 
     monkeypatch.setattr(boot, "import_images", import_images)
+    monkeypatch.setattr(modules, "make_static_nodes", lambda: None)
     asyncio.run(whole())
 
 
