@@ -11,7 +11,7 @@ from typing import Any
 
 from initd import cgroups, log, modules, mounts, services, sysctl
 from initd.config import sources
-from initd.config.errors import ConfigError
+from initd.config.sources import ConfigError
 from initd.events import boot_id, machine_id
 from initd.files import read
 from initd.node import Node, write_first_etc

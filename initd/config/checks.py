@@ -5,14 +5,20 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from initd.config.errors import MismatchError
-
 _LABEL: Final = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _SUBDOMAIN: Final = rf"{_LABEL}(?:\.{_LABEL})*"
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,11})(%|Ki|Mi|Gi)?")
 _UNITS: Final = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _SMALLEST: Final = 64 << 20
 _MAX_DEPTH: Final = 64
+
+
+class MismatchError(ValueError):
+    """Raised by a check of one value; at is the rest of the path below that value (".metadata.name"), or ""."""
+
+    def __init__(self, expected: str, found: str, at: str = "") -> None:
+        super().__init__(f"found {found}, expected {expected}")
+        self.at = at
 
 
 def describe(value: object) -> str:

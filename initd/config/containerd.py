@@ -1,11 +1,9 @@
 """containerd's configuration file, version 4, with what the user may change of it.
 
-`python -m initd.config.containerd` prints the file that the image ships, so that containerd can start before any
-configuration is read.
+The image ships it unchanged, so that containerd can start before any configuration is read.
 """
 
 import os
-import sys
 
 _FILE = os.path.join(os.path.dirname(__file__), "containerd.toml")
 
@@ -14,7 +12,3 @@ def render(log_level: str = "info") -> str:
     """Return the TOML text."""
     with open(_FILE, encoding="utf-8") as file:
         return file.read().replace("level = 'info'", f"level = '{log_level}'")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(render())

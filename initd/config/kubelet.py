@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from initd.config.checks import plain, size_bytes, unknown_key
-from initd.config.errors import MismatchError
+from initd.config.checks import MismatchError, plain, size_bytes, unknown_key
 from initd.services import CONTAINERD_SOCKET, HEALTHZ_ADDRESS, HEALTHZ_PORT, STATIC_PODS
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from initd.config import checks, kubelet, walk
-from initd.config.errors import ConfigError, MismatchError
-from initd.config.sources import MAX_SIZE
+from initd.config.checks import MismatchError
+from initd.config.sources import MAX_SIZE, ConfigError
 
 
 def _checked(check: Callable[[Any], None], kind: str | None = None) -> Meta:

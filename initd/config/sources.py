@@ -7,8 +7,6 @@ A source that holds garbage is an error and not skipped: the next one would boot
 import os
 from typing import NamedTuple
 
-from initd.config.errors import ConfigError
-
 COMMAND_LINE = "kernel command line"
 SMBIOS = "SMBIOS OEM string"
 FW_CFG = "QEMU fw_cfg"
@@ -23,6 +21,19 @@ _DMI_TABLE = "sys/firmware/dmi/tables/DMI"
 _IMAGE_FILE = "usr/share/initd/config.toml"
 _OEM_STRINGS, _END_OF_TABLE = 11, 127
 _EARLY = ("disks", "containerd")
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used: str() is one line with source, key, what was found and what was expected.
+
+    key is the dotted path ("network.interfaces[0].mtu"), or "" where the trouble is with the whole text.
+    """
+
+    def __init__(self, source: str, problem: str, key: str = "") -> None:
+        super().__init__(": ".join(part for part in (source, key, problem) if part))
+        self.source = source
+        self.key = key
+        self.problem = problem
 
 
 class Found(NamedTuple):

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from initd.config import checks
-from initd.config.errors import MismatchError
+from initd.config.checks import MismatchError
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _WHERE: Final = re.compile(r"(.*) - at `\$((?:\.\w+|\[[0-9.]+\])+)`", re.DOTALL)

@@ -12,8 +12,9 @@ from msgspec import to_builtins
 
 from initd import mounts
 from initd.config import checks, sources
-from initd.config.errors import ConfigError, MismatchError
+from initd.config.checks import MismatchError
 from initd.config.schema import Config, convert, json_schema, parse
+from initd.config.sources import ConfigError
 
 POD = """
 [[kubelet.static_pods]]

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from initd.config import sources
-from initd.config.errors import ConfigError
 from initd.config.schema import parse
+from initd.config.sources import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
