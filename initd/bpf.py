@@ -3,7 +3,6 @@
 import array
 import socket
 import struct
-from collections.abc import Sequence
 from typing import NamedTuple
 
 _SO_ATTACH_FILTER = 26
@@ -23,7 +22,7 @@ class Op(NamedTuple):
     false: str | None = None
 
 
-def assemble(lines: Sequence[Op | str]) -> bytes:
+def assemble(*lines: Op | str) -> bytes:
     """The program as the kernel reads it; a string is a label."""
     labels: dict[str, int] = {}
     ops: list[Op] = []

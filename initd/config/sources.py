@@ -140,16 +140,12 @@ def wants_early_var(text: str) -> bool:
 def _read(root: str, path: str, source: str) -> bytes | None:
     """At most MAX_SIZE + 1 bytes of a file; None if it is not there."""
     try:
-        with open(os.path.join(root, path), "rb", opener=_without_waiting) as file:
+        with open(f"{root}/{path}", "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             return file.read(MAX_SIZE + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ConfigError(source, f"reading /{path}: {error.strerror}") from None
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _text(data: bytes, source: str) -> str:

@@ -25,25 +25,23 @@ if _found is _finder:
 # A uevent is "ACTION@/devices/...". Devices that are no hardware, such as the veth pairs of pods, wake nobody.
 _ACTION_LENGTHS = (3, 4, 6, 7)  # add, bind or move, change or remove or unbind or online, offline
 _HARDWARE_ONLY = bpf.assemble(
-    [
-        *(
-            line
-            for at in _ACTION_LENGTHS
-            for line in (
-                Op(bpf.LOAD_BYTE, at),
-                Op(bpf.EQUAL, ord("@"), false=f"not {at}"),
-                Op(bpf.LOAD_WORD, at + 1),
-                Op(bpf.EQUAL, int.from_bytes(b"/dev"), false="drop"),
-                Op(bpf.LOAD_WORD, at + 9),
-                Op(bpf.EQUAL, int.from_bytes(b"/vir"), true="drop", false="take"),
-                f"not {at}",
-            )
-        ),
-        "take",
-        Op(bpf.RETURN, 0xFFFFFFFF),
-        "drop",
-        Op(bpf.RETURN, 0),
-    ]
+    *(
+        line
+        for at in _ACTION_LENGTHS
+        for line in (
+            Op(bpf.LOAD_BYTE, at),
+            Op(bpf.EQUAL, ord("@"), false=f"not {at}"),
+            Op(bpf.LOAD_WORD, at + 1),
+            Op(bpf.EQUAL, int.from_bytes(b"/dev"), false="drop"),
+            Op(bpf.LOAD_WORD, at + 9),
+            Op(bpf.EQUAL, int.from_bytes(b"/vir"), true="drop", false="take"),
+            f"not {at}",
+        )
+    ),
+    "take",
+    Op(bpf.RETURN, 0xFFFFFFFF),
+    "drop",
+    Op(bpf.RETURN, 0),
 )
 _LONGEST = 8192  # bytes of a uevent; the kernel's buffer for one has 2048
 RECEIVE_BUFFER = 4 << 20  # bytes; loading a module can take longer than the default buffer's 200 uevents

@@ -52,29 +52,27 @@ def program(indexes: Collection[int], port: int, *, awaiting: bool) -> bytes:
     """The filter; netlink is in the machine's byte order, BPF loads in the network's."""
     ours = [Op(bpf.EQUAL, htonl(index), true="take") for index in indexes]
     return bpf.assemble(
-        [
-            Op(bpf.LOAD_HALF, 4),  # nlmsg_type
-            Op(bpf.EQUAL, htons(netlink.NEW_LINK), true="link"),
-            Op(bpf.EQUAL, htons(netlink.DELETE_LINK), true="by index"),
-            Op(bpf.EQUAL, htons(netlink.NEW_ROUTE), true="drop"),
-            Op(bpf.LOAD_WORD, 12),  # nlmsg_pid: who asked for the change
-            Op(bpf.EQUAL, htonl(port), true="drop"),
-            Op(bpf.LOAD_HALF, 4),
-            Op(bpf.EQUAL, htons(netlink.DELETE_ROUTE), false="by index"),
-            Op(bpf.LOAD_BYTE, 21),  # rtm_protocol: only a route of ours is missed
-            Op(bpf.EQUAL, netlink.PROTOCOL, true="take", false="drop"),
-            "link",
-            *([Op(bpf.RETURN, 0xFFFFFFFF)] if awaiting else []),
-            Op(bpf.SET, _LINK_HEADER),
-            Op(bpf.SET_X, _IFLA_PARENT_DEV_NAME),
-            Op(bpf.LOAD_WORD, _ATTRIBUTE),
-            Op(bpf.EQUAL, 0, false="take"),
-            "by index",
-            Op(bpf.LOAD_WORD, 20),  # ifi_index and ifa_index stand at the same place
-            *ours,
-            "drop",
-            Op(bpf.RETURN, 0),
-            "take",
-            Op(bpf.RETURN, 0xFFFFFFFF),
-        ]
+        Op(bpf.LOAD_HALF, 4),  # nlmsg_type
+        Op(bpf.EQUAL, htons(netlink.NEW_LINK), true="link"),
+        Op(bpf.EQUAL, htons(netlink.DELETE_LINK), true="by index"),
+        Op(bpf.EQUAL, htons(netlink.NEW_ROUTE), true="drop"),
+        Op(bpf.LOAD_WORD, 12),  # nlmsg_pid: who asked for the change
+        Op(bpf.EQUAL, htonl(port), true="drop"),
+        Op(bpf.LOAD_HALF, 4),
+        Op(bpf.EQUAL, htons(netlink.DELETE_ROUTE), false="by index"),
+        Op(bpf.LOAD_BYTE, 21),  # rtm_protocol: only a route of ours is missed
+        Op(bpf.EQUAL, netlink.PROTOCOL, true="take", false="drop"),
+        "link",
+        *([Op(bpf.RETURN, 0xFFFFFFFF)] if awaiting else []),
+        Op(bpf.SET, _LINK_HEADER),
+        Op(bpf.SET_X, _IFLA_PARENT_DEV_NAME),
+        Op(bpf.LOAD_WORD, _ATTRIBUTE),
+        Op(bpf.EQUAL, 0, false="take"),
+        "by index",
+        Op(bpf.LOAD_WORD, 20),  # ifi_index and ifa_index stand at the same place
+        *ours,
+        "drop",
+        Op(bpf.RETURN, 0),
+        "take",
+        Op(bpf.RETURN, 0xFFFFFFFF),
     )

@@ -13,20 +13,18 @@ ETH_P_IP = 0x0800
 _MAX_PACKET = 4096
 # IPv4, UDP, no fragment, to port 68. A packet socket without it would wake the worker for every packet of every pod.
 _DHCP_ONLY = bpf.assemble(
-    (
-        Op(bpf.LOAD_BYTE, 9),
-        Op(bpf.EQUAL, socket.IPPROTO_UDP, false="drop"),
-        Op(bpf.LOAD_HALF, 6),
-        Op(bpf.ANY_BIT, 0x3FFF, true="drop"),
-        Op(bpf.LOAD_IP_HEADER, 0),
-        Op(bpf.LOAD_HALF_AT, 2),
-        Op(bpf.EQUAL, CLIENT_PORT, false="drop"),
-        Op(bpf.RETURN, 0xFFFF),
-        "drop",
-        Op(bpf.RETURN, 0),
-    )
+    Op(bpf.LOAD_BYTE, 9),
+    Op(bpf.EQUAL, socket.IPPROTO_UDP, false="drop"),
+    Op(bpf.LOAD_HALF, 6),
+    Op(bpf.ANY_BIT, 0x3FFF, true="drop"),
+    Op(bpf.LOAD_IP_HEADER, 0),
+    Op(bpf.LOAD_HALF_AT, 2),
+    Op(bpf.EQUAL, CLIENT_PORT, false="drop"),
+    Op(bpf.RETURN, 0xFFFF),
+    "drop",
+    Op(bpf.RETURN, 0),
 )
-_NOTHING = bpf.assemble((Op(bpf.RETURN, 0),))
+_NOTHING = bpf.assemble(Op(bpf.RETURN, 0))
 
 
 class Transport:
