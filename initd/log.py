@@ -69,7 +69,6 @@ class Console:
         return fits
 
     def flush(self) -> None:
-        """Write what the console takes now."""
         try:
             while self._waiting:
                 del self._waiting[: os.write(self._fd, self._waiting)]

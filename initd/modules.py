@@ -17,7 +17,6 @@ LINKS = ("virtio_net", "af_packet")
 
 
 def directory() -> str:
-    """Where the running kernel's modules are."""
     return f"/usr/lib/modules/{os.uname().release}"
 
 

@@ -270,7 +270,6 @@ def reboot(command: RebootCommand) -> None:
 
 
 def sethostname(name: str) -> None:
-    """Set the name of this UTS namespace."""
     data = _text("name", name)
     _checked(lib.sethostname(data, len(data)), "sethostname")
 

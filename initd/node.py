@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from initd import log, mounts, services
+from initd import log, mounts, native, services
 from initd.events import EventLog, boottime, machine_id
 from initd.supervise.backoff import Backoff
 from initd.supervise.reap import Reaper
@@ -79,7 +79,6 @@ class Node:
         return worker
 
     def status(self) -> NodeStatus:
-        """The node in one answer."""
         reasons = self.reasons()
         return {
             "name": self.name,
@@ -212,8 +211,6 @@ class Node:
 
     def identify(self, name: str, address: str | None) -> None:
         """Take name and address for this boot: into the kernel, hosts, hostname."""
-        from initd import native  # noqa: PLC0415 the node is made in unit tests too, which have no need of it
-
         self.name, self.address = name, address
         try:
             native.sethostname(name)

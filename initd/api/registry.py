@@ -64,11 +64,9 @@ class Parameter(NamedTuple):
 
     @property
     def required(self) -> bool:
-        """Whether a caller must give it."""
         return self.default is _REQUIRED
 
     def __str__(self) -> str:
-        """Write it as Python would."""
         return f"{self.name}: {self.type}{'' if self.required else f' = {self.default!r}'}"
 
 

@@ -1,9 +1,4 @@
-"""A client of the API: synchronous, small, the same for initctl, tests and scripts.
-
-    with Client("/run/initd/api.sock") as client:
-        client.call("status")
-        for event in client.stream("events", 0):
-            ...
+"""A client of the API: synchronous, small, the same for initctl, tests and scripts (README.md has an example).
 
 Calls may be made while streams run: what comes for another call is kept for it.
 """

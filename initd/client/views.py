@@ -45,7 +45,6 @@ _services = listing("name state healthy pid restarts last_exit status_text")
 
 
 def pods(value: list[types.PodInfo], style: Style) -> str:
-    """Return a line for each container, with its pod."""
     empty = dict.fromkeys(("name", "restarts", "reason", "image"))
     rows = [
         {**pod, **item, "pod": f"{pod['namespace']}/{pod['name']}", "container": item["name"]}
@@ -67,7 +66,6 @@ def services(value: list[types.ServiceStatus], style: Style) -> str:
 
 
 def fields(value: Mapping[str, Any], style: Style) -> str:
-    """Return the pairs of a flat map, one a line."""
     width = max(map(len, value), default=0) + 2
     return "\n".join(f"{style.paint(f'{key}:'.ljust(width), 'bold')}{clean(item)}" for key, item in value.items())
 
@@ -90,7 +88,6 @@ def status(value: types.NodeStatus, style: Style) -> str:
 
 
 def last_boot(value: types.LastBoot, _style: Style) -> str:
-    """Return why the last boot ended, and the kernel's last lines."""
     cause = value["cause"] or "not known: neither a watchdog nor the kernel left word"
     return "\n".join([f"the last boot's end: {cause}", *map(clean, (value["log"] or "").splitlines())])
 
@@ -116,7 +113,6 @@ def restarted(value: bool, _: Style) -> str:
 
 
 def log_line(value: Mapping[str, Any], style: Style) -> str:
-    """Return one line of a service, a LogLine."""
     if "text" not in value:
         return _dropped(value, style)
     lost = f"({value['dropped']} lines dropped)\n" if value["dropped"] else ""

@@ -9,6 +9,5 @@ _FILE = os.path.join(os.path.dirname(__file__), "containerd.toml")
 
 
 def render(log_level: str = "info") -> str:
-    """Return the TOML text."""
     with open(_FILE, encoding="utf-8") as file:
         return file.read().replace("level = 'info'", f"level = '{log_level}'")

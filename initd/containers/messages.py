@@ -79,7 +79,6 @@ STOP_CONTAINER = Rpc("/runtime.v1.RuntimeService/StopContainer", "StopContainerR
 
 
 def _add_field(message: Any, name: str, number: int, kind: str) -> None:
-    """Append one field to a DescriptorProto."""
     repeated, kind = kind.startswith("*"), kind.lstrip("*")
     label = FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL
     field = message.field.add(name=name, number=number, label=label)

@@ -72,7 +72,6 @@ class Uevents:
         bpf.attach(self._socket, _HARDWARE_ONLY)
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
         return self._socket.fileno()
 
     def close(self) -> None:

@@ -46,7 +46,6 @@ class Send(NamedTuple):
 
 
 def chance() -> float:
-    """A random number in [0, 1)."""
     return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
@@ -71,7 +70,6 @@ class Client:
 
     @property
     def listening(self) -> bool:
-        """Whether an answer may come."""
         return self.state not in (State.INIT, State.BOUND)
 
     def start(self, now: float) -> list[Send]:

@@ -35,7 +35,6 @@ class Lease(NamedTuple):
 
     @property
     def host(self) -> str:
-        """The address alone."""
         return self.address.partition("/")[0]
 
     def info(self, link: str) -> LeaseInfo:
@@ -93,7 +92,6 @@ def _number(value: bytes, size: int) -> int:
 
 
 def _prefix(mask: bytes) -> int:
-    """A netmask's prefix length."""
     if len(mask) != 4:
         raise RefusedError("it has no subnet mask")
     bits = f"{int.from_bytes(mask, 'big'):032b}"

@@ -159,7 +159,6 @@ class Managed:
 
 
 def link_info(link: Link, items: Iterable[Item], *, managed: bool) -> LinkInfo:
-    """A link as the API shows it."""
     fields = {name: value for name, value in vars(link).items() if name not in ("running", "physical")}
     addresses = [item.text for item in items if isinstance(item, Address)]
     routes = [item.text for item in items if not isinstance(item, Address)]

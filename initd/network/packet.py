@@ -72,7 +72,6 @@ class Message(NamedTuple):
 
 
 def encode(message: Message) -> bytes:
-    """A client's message as bytes."""
     options = {Option.MESSAGE_TYPE: bytes((message.kind,)), **message.options}
     # No BROADCAST flag: the packet socket hears unicasts to an address that is not configured yet.
     head = (_REQUEST, _ETHERNET, 6, 0, message.xid, min(message.seconds, 0xFFFF), 0, message.client, message.yours)

@@ -48,7 +48,6 @@ class NotifySocket:
         os.chmod(path, 0o600)  # services are root; a stranger must not fill its queue, nor pass descriptors to close
 
     def fileno(self) -> int:
-        """The descriptor to wait on."""
         return self._socket.fileno()
 
     def receive(self, is_main: Callable[[int], bool], accept: Callable[[dict[str, str]], str | None]) -> None:

@@ -110,7 +110,6 @@ class Service:
             self._arm(max(self._deadline - boottime(), 0.0))
 
     def status(self) -> ServiceStatus:
-        """The whole of it for the API."""
         waiting = self.state in {State.BACKOFF, State.CRASH_LOOP} and self._deadline is not None
         return {
             "name": self.spec.name,

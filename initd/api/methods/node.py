@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
 
+import msgspec
+
 import initd
 from initd import shutdown
 from initd.api import registry
 from initd.api.protocol import HELLO, ApiError, Code, is_nonce
 from initd.api.registry import Call, Role, each, method
 from initd.api.types import BootTimes, ConfigInfo, Event, LastBoot, NodeStatus, VersionInfo
+from initd.config.schema import json_schema
 from initd.files import read
 from initd.supervise.states import State
 
@@ -61,8 +64,6 @@ async def status(call: Call) -> NodeStatus:
 @method("config", Role.READER)
 async def config(call: Call) -> ConfigInfo:
     """The configuration in force, where it came from, and what is wrong with it if anything is."""
-    import msgspec  # noqa: PLC0415 there already if a configuration was read
-
     node = call.node
     return {
         "source": node.found.source if node.found else None,
@@ -75,8 +76,6 @@ async def config(call: Call) -> ConfigInfo:
 @method("config.schema", Role.READER)
 async def config_schema(_call: Call) -> dict[str, Any]:
     """The configuration's JSON Schema."""
-    from initd.config.schema import json_schema  # noqa: PLC0415 there already if a configuration was read
-
     return json_schema()
 
 
