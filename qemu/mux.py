@@ -16,7 +16,9 @@ from initd.api.protocol import (
     CANCEL,
     HELLO,
     HELLO_RESPONSE,
+    MAX_RESPONSE,
     NONCE_DIGITS,
+    REQUEST_LIMITS,
     STREAM,
     ApiError,
     Code,
@@ -30,7 +32,6 @@ from initd.api.protocol import (
     Response,
     encode,
 )
-from initd.api.session import MAX_RESPONSE, REQUEST_LIMITS
 
 if TYPE_CHECKING:
     from initd.api.types import VersionInfo

@@ -119,6 +119,10 @@ class Limits(NamedTuple):
     map: int = 4096
 
 
+REQUEST_LIMITS = Limits(message=1 << 16, array=4096, map=1024)  # of a node: no call needs more, PID 1's memory pays
+MAX_RESPONSE = 1 << 20  # bytes that a node sends in one frame, and a client's decoder takes
+
+
 def encode(message: Message) -> bytes:
     """Return the frame of a message.
 

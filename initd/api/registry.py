@@ -10,19 +10,15 @@ Its docstring is its text in the reference. The first parameter is the call; the
 position, checked against their annotations (_TYPES says which there are). What returns an AsyncIterator is a streaming
 call: each item goes out as it comes.
 
-Annotations are read as text: to evaluate them would import every result type while PID 1 starts.
+Annotations are read as text, as the reference shows them, so those modules defer them.
 """
-
-from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from initd.api.protocol import ApiError, Code
-
-if TYPE_CHECKING:
-    from initd.node import Node
+from initd.node import Node
 
 _COROUTINE = 0x80  # code flag (Include/cpython/code.h); inspect is slow to import
 _REQUIRED = object()

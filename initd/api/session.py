@@ -9,23 +9,16 @@ MAX_STREAMS, and what goes out like this:
 - A response that the peer did not take within WRITE_DEADLINE (twice that at worst) ends its connection.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING
 
 from initd import log
 from initd.api import protocol
 from initd.api.protocol import ApiError, Code, Message, Notification, ProtocolError, Request, Response, encode
 from initd.api.registry import Call, Method, Peer, Role
+from initd.node import Node
 
-if TYPE_CHECKING:
-    from initd.node import Node
-
-REQUEST_LIMITS = protocol.Limits(message=1 << 16, array=4096, map=1024)  # no call needs more; PID 1's memory pays
-MAX_RESPONSE = 1 << 20  # bytes: what a client's decoder takes
 MAX_CALLS = 64
 MAX_STREAMS = 256  # of all peers, and half of it of one uid: a stream lasts, and may hold a descriptor
 HIGH_WATER = 256 << 10  # bytes that a line may hold back before its session slows down
@@ -53,7 +46,7 @@ class Session(asyncio.BufferedProtocol):
         self._api = api
         self._line = line
         self._peer = peer
-        self._decoder = protocol.Decoder(REQUEST_LIMITS)
+        self._decoder = protocol.Decoder(protocol.REQUEST_LIMITS)
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._dropped: dict[int, int] = {}  # msgid of a stream: items dropped and not yet told
         self._room = asyncio.Event()
@@ -257,7 +250,7 @@ class Session(asyncio.BufferedProtocol):
 
 def _frame(message: Message) -> bytes:
     data = encode(message)
-    if len(data) > MAX_RESPONSE:
-        found = f"the answer has {len(data)} bytes, more than {MAX_RESPONSE}: ask for less"
+    if len(data) > protocol.MAX_RESPONSE:
+        found = f"the answer has {len(data)} bytes, more than {protocol.MAX_RESPONSE}: ask for less"
         raise ApiError(Code.RESOURCE_EXHAUSTED, found)
     return data

@@ -14,9 +14,8 @@ from initd import shutdown
 from initd.api.methods import node as node_methods
 from initd.api.methods import services as service_methods
 from initd.api.methods.system import mounts, parse_mount, parse_record, processes, read_process
-from initd.api.protocol import ApiError, Code, Response, encode
+from initd.api.protocol import MAX_RESPONSE, ApiError, Code, Response, encode
 from initd.api.registry import METHODS, Call, Peer, Role, schema
-from initd.api.session import MAX_RESPONSE
 from initd.node import Node
 from initd.services import ServiceSpec
 from initd.supervise.service import LAST_LINES, Service
