@@ -24,6 +24,7 @@ from typing import NamedTuple, NoReturn
 import structlog
 
 from initd import log as initd_log
+from initd.api import types as _types  # noqa: F401 made once, for all workers and for what they tell PID 1
 from initd.api.protocol import ApiError, Code, Decoder, Limits, Notification, Request, Response, encode
 
 LINK_FD = 3

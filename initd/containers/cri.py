@@ -1,20 +1,15 @@
 """Pods, containers and images as the Kubernetes Container Runtime Interface (runtime.v1) lists them."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from structlog import get_logger
 
 from initd.api.protocol import ApiError, Code
+from initd.api.types import ContainerInfo, ImageInfo, PodInfo
 from initd.containers import messages
 from initd.containers.client import Containerd
 from initd.containers.messages import Message, Rpc
-
-if TYPE_CHECKING:
-    from initd.api.types import ContainerInfo, ImageInfo, PodInfo
 
 REACH_SECONDS = 5.0
 STOP_SECONDS = 5.0  # for what comes after a container's SIGKILL

@@ -1,18 +1,13 @@
 """Disks and partitions: what sysfs says of each, and what libblkid finds on it."""
 
-from __future__ import annotations
-
 import os
-from typing import TYPE_CHECKING
 
 from structlog import get_logger
 
 from initd import native
+from initd.api.types import DiskInfo
 from initd.devices.aliases import entries
 from initd.files import read
-
-if TYPE_CHECKING:
-    from initd.api.types import DiskInfo
 
 SECTOR = 512  # the unit of sysfs' size attribute, whatever the disk's own sectors are
 log = get_logger()

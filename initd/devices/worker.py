@@ -3,26 +3,21 @@
 It sleeps in an epoll of the kernel's uevent socket and the power buttons' devices, and ends when all are quiet.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import select
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
 
 from structlog import get_logger
 
 from initd import native
 from initd.api.protocol import ApiError, Code
+from initd.api.types import DiskInfo
 from initd.devices import aliases, buttons, uevents
 from initd.devices.disks import disks
 from initd.devices.uevents import Uevent, Uevents, UeventsLostError, readable
 from initd.worker import DESCRIPTORS, Link, Rest
-
-if TYPE_CHECKING:
-    from initd.api.types import DiskInfo
 
 REPORTED = frozenset({"block", "net", "virtio-ports"})
 ALIAS_LIMIT = 4096  # libkmod's

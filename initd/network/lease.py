@@ -1,17 +1,13 @@
 """What a DHCP server grants, judged: a reply becomes a Lease, or is refused with a reason that a person can read."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from socket import inet_ntoa
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+from initd.api.types import LeaseInfo
 from initd.network.packet import Message, Option, RefusedError
-
-if TYPE_CHECKING:
-    from initd.api.types import LeaseInfo
 
 SHORTEST = 5  # seconds; renewing more often than every two seconds would be a loop
 SMALLEST_MTU = 576  # RFC 791: what every host must accept; less is an attack or a typing error

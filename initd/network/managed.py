@@ -1,22 +1,18 @@
 """One link that initd owns: its DHCP client, its timer, and what it has against what it should have."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import structlog
 
+from initd.api.types import LinkInfo
 from initd.network.dhcp import Client, Send
 from initd.network.lease import Lease
 from initd.network.netlink import Netlink, boottime
 from initd.network.plan import Address, Interface, Item, Link, mtu, operations, wanted
 from initd.network.sockets import Transport
-
-if TYPE_CHECKING:
-    from initd.api.types import LinkInfo
 
 _ROUNDS = 4  # removing an address takes others with it, so what was done is checked; a few times, not for ever
 log = structlog.get_logger()

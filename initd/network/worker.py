@@ -3,26 +3,22 @@
 It acts on three things only: a request from PID 1, a notification from the kernel, a DHCP answer or deadline.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
+from initd.api.types import LeaseInfo, NetworkState
 from initd.network import monitor
 from initd.network.lease import resumed
 from initd.network.managed import Managed, link_info
 from initd.network.netlink import LOOPBACK, Netlink, boottime
 from initd.network.plan import Interface, Link
+from initd.worker import Link as Connection
 from initd.worker import Rest
-
-if TYPE_CHECKING:
-    from initd.api.types import LeaseInfo, NetworkState
-    from initd.worker import Link as Connection
 
 _DEFAULT = [Interface(dhcp=True)]
 _LOOPBACK = Interface(name="lo")
