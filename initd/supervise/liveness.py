@@ -1,20 +1,32 @@
-"""The tick that asks every service whether it lives, and what follows from the answers."""
+"""Liveness: asking the services whether they still work, from outside of them, and what follows from the answers.
+
+All are asked in one coalesced tick, so that an idle node wakes up rarely.
+"""
 
 import asyncio
+import errno
 
 from initd import log, watchdog
 from initd.events import boottime
 from initd.node import Node
 from initd.services import Http2SocketProbe, HttpProbe
-from initd.supervise import health
 from initd.supervise.service import Service
 from initd.supervise.states import Event, State
 
 SOON = 0.1
+TICK = 30.0
+TIMEOUT = 5.0
+PATIENCE = 30.0  # how long a service may give bad answers before it is ended; one that starts takes some seconds of it
+# What a probe fails with for want of something that PID 1 or the machine has too little of: no fault of the service.
+OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
+
+# HTTP/2's connection preface and an empty SETTINGS frame (RFC 9113, 3.4); a gRPC server answers with its own SETTINGS.
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_SETTINGS = 4
 
 
 async def watch(node: Node) -> None:
-    """Ask for ever: every `health.TICK` seconds, and sooner while a service is not known to be healthy yet. Each time
+    """Ask for ever: every `TICK` seconds, and sooner while a service is not known to be healthy yet. Each time
     the hardware's watchdog is told that the loop runs.
     """
     changed = asyncio.Event()
@@ -22,7 +34,7 @@ async def watch(node: Node) -> None:
     delay = SOON
     while True:
         changed.clear()
-        longest = health.TICK if node.watchdog is None else min(health.TICK, node.watchdog[1] / 2)
+        longest = TICK if node.watchdog is None else min(TICK, node.watchdog[1] / 2)
         if node.watchdog is not None:
             watchdog.feed(node.watchdog[0])
         services = list(node.services.values())
@@ -40,7 +52,7 @@ async def watch(node: Node) -> None:
 
 
 async def ask(service: Service) -> None:
-    """Probe one service; bad answers for `health.PATIENCE` seconds, or a missed watchdog, end it to start it again."""
+    """Probe one service; bad answers for `PATIENCE` seconds, or a missed watchdog, end it to start it again."""
     if service.state is not State.RUNNING:
         return
     limit = service.watchdog_seconds
@@ -51,9 +63,9 @@ async def ask(service: Service) -> None:
     try:
         match service.spec.liveness:
             case HttpProbe(host, port, path):
-                trouble = await health.http(host, port, path)
+                trouble = await http(host, port, path)
             case Http2SocketProbe(path):
-                trouble = await health.http2_socket(path)
+                trouble = await http2_socket(path)
     except (OSError, MemoryError) as error:  # nobody was asked: that says nothing of the service
         log.warning(f"{service.spec.name}: not asked whether it lives", error=str(error))
         return
@@ -66,5 +78,50 @@ async def ask(service: Service) -> None:
     service.trouble_since = service.trouble_since or boottime()
     service.set_healthy(False, trouble)
     # In seconds, not in answers: those of a service that is just starting come quickly one after the other.
-    if boottime() - service.trouble_since >= health.PATIENCE:
+    if boottime() - service.trouble_since >= PATIENCE:
         service.handle(Event.UNHEALTHY, trouble)
+
+
+async def http(host: str, port: int, path: str, timeout: float = TIMEOUT) -> str | None:
+    """GET the path; None if the answer is 200, else what is wrong in words. `timeout` is in seconds.
+
+    Raises OSError if it could not even ask (see `OURS`).
+    """
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(request)
+                status = await reader.readline()
+            finally:
+                writer.close()
+    except TimeoutError:
+        return f"no answer from http://{host}:{port}{path} in {timeout:g} s"
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in OURS:
+            raise
+        return f"http://{host}:{port}{path}: {error}"
+    words = status.split()
+    return (
+        None if words[1:2] == [b"200"] else f"http://{host}:{port}{path}: {status.decode(errors='replace').strip()!r}"
+    )
+
+
+async def http2_socket(path: str, timeout: float = TIMEOUT) -> str | None:
+    """Open HTTP/2 on a Unix socket; None if the server answers with its SETTINGS, else as `http`."""
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                writer.write(_HTTP2_HELLO)
+                header = await reader.readexactly(9)
+            finally:
+                writer.close()
+    except TimeoutError:
+        return f"no answer from {path} in {timeout:g} s"
+    except (OSError, asyncio.IncompleteReadError) as error:
+        if getattr(error, "errno", None) in OURS:
+            raise
+        return f"{path}: {error}"
+    return None if header[3] == _SETTINGS else f"{path}: not an HTTP/2 server"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from initd.services import HttpProbe, ServiceSpec
-from initd.supervise import health, liveness
+from initd.supervise import liveness
 from initd.supervise.service import Service
 from initd.supervise.states import State
 from tests.unit.core_support import World
@@ -42,10 +42,10 @@ def answer(data: bytes | None, *, path: Path | None = None, timeout: float = 5.0
     async def whole() -> str | None:
         if path is not None:
             server = await asyncio.start_unix_server(serve, str(path))
-            result = await health.http2_socket(str(path), timeout)
+            result = await liveness.http2_socket(str(path), timeout)
         else:
             server = await asyncio.start_server(serve, "127.0.0.1", 0)
-            result = await health.http("127.0.0.1", server.sockets[0].getsockname()[1], "/healthz", timeout)
+            result = await liveness.http("127.0.0.1", server.sockets[0].getsockname()[1], "/healthz", timeout)
         await ended.wait()
         server.close()
         return result
@@ -63,7 +63,7 @@ def test_http() -> None:
     ):
         assert words in str(answer(data))
     assert "no answer from http://127.0.0.1" in str(answer(None, timeout=0.05))
-    assert "Connect call failed" in str(asyncio.run(health.http("127.0.0.1", 1, "/")))
+    assert "Connect call failed" in str(asyncio.run(liveness.http("127.0.0.1", 1, "/")))
 
 
 def test_http2(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_http2(tmp_path: Path) -> None:
     assert "not an HTTP/2 server" in str(answer(b"HTTP/1.1 400", path=path))
     assert "bytes" in str(answer(b"\x00", path=path))
     assert "no answer from" in str(answer(None, path=path, timeout=0.05))
-    assert "No such file" in str(asyncio.run(health.http2_socket(str(tmp_path / "none"))))
+    assert "No such file" in str(asyncio.run(liveness.http2_socket(str(tmp_path / "none"))))
 
 
 def test_what_pid_1_itself_lacks_is_no_answer(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_what_pid_1_itself_lacks_is_no_answer(tmp_path: Path) -> None:
             with suppress(OSError):
                 while True:
                     taken.append(os.dup(0))
-            for probe in health.http("127.0.0.1", 1, "/"), health.http2_socket(str(tmp_path)):
+            for probe in liveness.http("127.0.0.1", 1, "/"), liveness.http2_socket(str(tmp_path)):
                 with pytest.raises(OSError, match="Too many open files"):
                     await probe
         finally:
@@ -105,7 +105,7 @@ class Bench:
         self.service.start()
         self.world.clock.advance(45)  # a slow machine
         self.service._accept({"READY": "1"})
-        patch.setattr(health, "http", self.probe)
+        patch.setattr(liveness, "http", self.probe)
 
     async def probe(self, *_where: object) -> str | None:
         if isinstance(self.trouble, OSError):
@@ -140,12 +140,12 @@ def test_bad_answers_for_long_enough_end_it(bench: Bench) -> None:
     bench.ask()
     bench.trouble = "status 500"
     bench.ask()
-    bench.world.clock.advance(health.PATIENCE - 1)
+    bench.world.clock.advance(liveness.PATIENCE - 1)
     bench.trouble = None
     assert bench.ask() is State.RUNNING
     bench.trouble = "status 500"
     bench.ask()
-    bench.world.clock.advance(health.PATIENCE - 1)
+    bench.world.clock.advance(liveness.PATIENCE - 1)
     assert bench.ask() is State.RUNNING, "a good answer in between begins the count anew"
     bench.world.clock.advance(1)
     assert bench.ask() is State.FAILING
@@ -183,7 +183,7 @@ def test_one_that_could_not_be_asked_is_not_ended(bench: Bench) -> None:
     bench.trouble = OSError(errno.EMFILE, "Too many open files")
     for _ in range(3):
         assert bench.ask() is State.RUNNING
-        bench.world.clock.advance(health.PATIENCE)
+        bench.world.clock.advance(liveness.PATIENCE)
     assert bench.service.healthy
 
 
@@ -194,10 +194,10 @@ def test_an_answer_about_one_that_is_gone_counts_for_nothing(bench: Bench) -> No
         bench.service._accept({"READY": "1"})
         return "connection reset"
 
-    health.http, before = probe, health.http  # type: ignore[assignment]
+    liveness.http, before = probe, liveness.http  # type: ignore[assignment]
     try:
         bench.ask()
     finally:
-        health.http = before
+        liveness.http = before
     assert bench.service.state is State.RUNNING
     assert bench.service.trouble_since is None
