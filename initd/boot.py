@@ -343,8 +343,7 @@ async def watch_services(node: Node) -> None:
     """Ask the services whether they live, from now on."""
     from initd.supervise import liveness  # noqa: PLC0415 the loop runs now
 
-    if node.loop is not None:
-        node.spawn_task(functools.partial(liveness.watch, node), "liveness")
+    node.spawn_task(functools.partial(liveness.watch, node), "liveness")
 
 
 def memory_bytes() -> int:

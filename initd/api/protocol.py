@@ -19,6 +19,7 @@ import msgpack
 
 REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
 STREAM, CANCEL, HELLO = "stream", "cancel", "hello"
+VSOCK_PORT = 1024  # where a node listens, if it does
 
 # The only frames that a receiver on a serial line trusts after a reconnect: the nonce of 32 hexadecimal digits follows.
 NONCE_DIGITS = 32

@@ -13,14 +13,13 @@ from functools import partial
 from typing import cast
 
 from initd import log
-from initd.api import access, serial
+from initd.api import access, protocol, serial
 from initd.api import methods as _methods  # noqa: F401 registers them
 from initd.api.protocol import Code
 from initd.api.registry import METHODS, Peer, Role
 from initd.api.session import HIGH_WATER, Api, Session
 from initd.node import Node
 
-VSOCK_PORT = 1024
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_OF_ONE = 64
 _BACKLOG = 128
@@ -33,9 +32,13 @@ async def serve(node: Node) -> None:
         roles = node.config.api.roles if node.config is not None else ()
         await listen(api, socket.socket(fileno=node.listener), partial(access.identify, roles=roles))
     for name, begin in (("serial", _serial), ("vsock", _vsock)):
-        role = _role(node, f"initd.api.{name}")
-        if role is not None:
-            node.spawn_task(partial(begin, api, role), f"API on {name}")
+        word = node.command_line.get(f"initd.api.{name}")
+        if word is None:
+            continue
+        if word.upper() in Role.__members__:
+            node.spawn_task(partial(begin, api, Role[word.upper()]), f"API on {name}")
+        else:
+            log.error(f"initd.api.{name}: found {word!r}, expected reader, operator or admin")
 
 
 async def listen(api: Api, listener: socket.socket, identify: Callable[[socket.socket], Peer]) -> asyncio.Server:
@@ -91,13 +94,5 @@ async def _serial(api: Api, role: Role) -> None:
 
 async def _vsock(api: Api, role: Role) -> None:
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
+    listener.bind((socket.VMADDR_CID_ANY, protocol.VSOCK_PORT))
     await listen(api, listener, lambda connection: Peer(-1, -1, -1, role, f"vsock {connection.getpeername()}"))
-
-
-def _role(node: Node, key: str) -> Role | None:
-    name = node.command_line.get(key)
-    if name is not None and name.upper() not in Role.__members__:
-        log.error(f"{key}: found {name!r}, expected reader, operator or admin")
-        return None
-    return Role[name.upper()] if name is not None else None

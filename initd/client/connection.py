@@ -15,7 +15,6 @@ from initd.api import protocol
 from initd.api.protocol import ApiError, Code, Message, Notification, ProtocolError, Request, Response, encode
 
 DEFAULT_SOCKET = "/run/initd/api.sock"
-VSOCK_PORT = 1024
 _LIMITS = protocol.Limits(message=4 << 20)  # a node sends at most a quarter of it
 
 
@@ -165,5 +164,5 @@ def parse(address: str) -> tuple[socket.AddressFamily, Any]:
         return socket.AF_UNIX, rest
     cid, _, port = rest.partition(":")
     if scheme == "vsock" and cid.isdecimal() and (port or "0").isdecimal():
-        return socket.AF_VSOCK, (int(cid), int(port or VSOCK_PORT))
+        return socket.AF_VSOCK, (int(cid), int(port or protocol.VSOCK_PORT))
     raise ValueError(f"found {address!r}, expected a path, unix:///PATH or vsock://CID[:PORT]")

@@ -8,12 +8,12 @@ import os
 import select
 import time
 from contextlib import closing, suppress
+from functools import partial
 
 from structlog import get_logger
 
 from initd import native
 from initd.api.protocol import ApiError, Code
-from initd.api.types import DiskInfo
 from initd.devices import aliases, buttons, uevents
 from initd.devices.disks import disks
 from initd.devices.uevents import Uevent, Uevents, UeventsLostError, readable
@@ -32,7 +32,7 @@ async def serve(link: Link) -> None:
     answers `disks []` and `modprobe [alias]`.
     """
     link.handle("modprobe", _modprobe)
-    link.handle("disks", _disks)
+    link.handle("disks", partial(asyncio.to_thread, disks))  # one that hangs must not hold up hotplug or power button
     with closing(Devices(link)) as devices:
         async with asyncio.TaskGroup() as group:
             hotplug = group.create_task(devices.run())
@@ -47,10 +47,6 @@ async def _modprobe(alias: object) -> list[str]:
         return native.load_module(alias)
     except OSError as error:
         raise ApiError(Code.FAILED_PRECONDITION, str(error)) from error
-
-
-async def _disks() -> list[DiskInfo]:
-    return await asyncio.to_thread(disks)  # a disk that hangs must not hold up hotplug or the power button
 
 
 class Devices:

@@ -5,16 +5,7 @@ Source: systemd's sd_notify(3), "Notes" (the protocol is declared stable there).
 
 import os
 import struct
-from _socket import (
-    AF_UNIX,
-    CMSG_LEN,
-    MSG_TRUNC,
-    SO_PASSCRED,
-    SOCK_CLOEXEC,
-    SOCK_DGRAM,
-    SOCK_NONBLOCK,
-    SOL_SOCKET,
-)
+from _socket import AF_UNIX, CMSG_LEN, MSG_TRUNC, SO_PASSCRED, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812 the C type: importing `socket` costs the start of containerd
 from collections.abc import Callable
 

@@ -43,12 +43,7 @@ class Service:
     """One service: `spec` says how to run it, `argv` what exactly (the kubelet's is decided late)."""
 
     def __init__(
-        self,
-        spec: ServiceSpec,
-        events: EventLog,
-        reaper: Reaper,
-        pipe: tuple[int, int] | None = None,
-        notify: int = -1,
+        self, spec: ServiceSpec, events: EventLog, reaper: Reaper, pipe: tuple[int, int] | None = None, notify: int = -1
     ) -> None:
         self.spec = spec
         self.argv: tuple[str, ...] = spec.argv
