@@ -74,8 +74,7 @@ class Link:
     async def serve(self, rest: Callable[[], Rest | None] = lambda: Rest(None, [])) -> None:
         """Answer PID 1 until it closes its end, requests side by side. Raises ProtocolError if it talks nonsense.
 
-        When nothing was to be done for QUIET_SECONDS, `rest` says on what terms the worker may end, or None if it must
-        stay.
+        After QUIET_SECONDS without work `rest` says on what terms the worker may end, or None if it must stay.
         """
         loop = asyncio.get_running_loop()
         decoder = Decoder()

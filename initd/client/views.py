@@ -116,7 +116,8 @@ def log_line(value: Mapping[str, Any], style: Style) -> str:
     if "text" not in value:
         return _dropped(value, style)
     lost = f"({value['dropped']} lines dropped)\n" if value["dropped"] else ""
-    return f"{style.paint(lost, 'yellow')}{style.paint(_clock(value['time']), 'dim')} {clean(value['text'])}"
+    clock = f"{time.strftime('%H:%M:%S', time.localtime(value['time']))}.{int(value['time'] % 1 * 1000):03d}"
+    return f"{style.paint(lost, 'yellow')}{style.paint(clock, 'dim')} {clean(value['text'])}"
 
 
 def kernel_record(value: Mapping[str, Any], style: Style) -> str:
@@ -188,7 +189,3 @@ def critical_path(phases: list[types.BootPhase]) -> list[str]:
         path.append(last["name"])
         last = by_name.get(last["waited_for"] or "")
     return path
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{int(seconds % 1 * 1000):03d}"

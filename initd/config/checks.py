@@ -80,6 +80,7 @@ def _ip(expected: str, kind: str = "ip_address", *refused: str) -> Callable[[str
 
 
 subdomain = _like(_SUBDOMAIN, "an RFC 1123 subdomain", 253)  # as Kubernetes wants object names
+_file_name = _like(_SUBDOMAIN, "an RFC 1123 subdomain as name", 253)
 # What sethostname(2) and a Kubernetes label value take as well.
 node_name = _like(_SUBDOMAIN, "lower-case letters, digits, '-' and '.', at most 63 characters", 63)
 # The kernel's IFNAMSIZ is 16 with the final NUL, and a link is a folder in /sys.
@@ -144,7 +145,4 @@ def plain(value: object, at: str = "") -> None:
 def file_names(value: dict[str, str]) -> None:
     """Names that become file names in the kubelet's folder of static pods, which is flat."""
     for name in value:
-        try:
-            subdomain(name)
-        except MismatchError:
-            raise MismatchError("an RFC 1123 subdomain as name", describe(name)) from None
+        _file_name(name)

@@ -14,6 +14,7 @@ from initd.api.protocol import ApiError, Code
 from initd.containers.messages import MESSAGES, Message, Rpc
 
 SOCKET = "/run/containerd/containerd.sock"
+NAMESPACE = {"containerd-namespace": "k8s.io"}  # where CRI keeps what is its
 CALL_SECONDS = 30.0
 RETRY_SECONDS = 0.05
 
@@ -44,29 +45,21 @@ class Containerd:
             await asyncio.sleep(RETRY_SECONDS)  # nothing announces that a socket has begun to listen
 
     async def call(
-        self,
-        rpc: Rpc,
-        fields: Mapping[str, object] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        seconds: float = CALL_SECONDS,
+        self, rpc: Rpc, fields: Mapping[str, object] | None = None, seconds: float = CALL_SECONDS
     ) -> Message:
         """One unary call; `fields` fill the request. Raises ApiError with the code that the server gave."""
-        async with self.stream(rpc, metadata, seconds, Cardinality.UNARY_UNARY) as stream:
+        async with self.stream(rpc, seconds, Cardinality.UNARY_UNARY) as stream:
             await stream.send_message(MESSAGES[rpc.request](**(fields or {})), end=True)
             return await received(stream, rpc)
 
     @asynccontextmanager
     async def stream(
-        self,
-        rpc: Rpc,
-        metadata: Mapping[str, str] | None,
-        seconds: float,
-        cardinality: Cardinality = Cardinality.STREAM_STREAM,
+        self, rpc: Rpc, seconds: float, cardinality: Cardinality = Cardinality.STREAM_STREAM
     ) -> AsyncIterator[Stream[Message, Message]]:
         """A call to send and receive messages on, all of it within `seconds`; raises ApiError as `call` does."""
         self._channel = self._channel or Channel(path=self.path)
         request = self._channel.request(
-            rpc.path, cardinality, MESSAGES[rpc.request], MESSAGES[rpc.reply], metadata=metadata
+            rpc.path, cardinality, MESSAGES[rpc.request], MESSAGES[rpc.reply], metadata=NAMESPACE
         )
         what = f"containerd: {rpc.path.lstrip('/')}"
         try:

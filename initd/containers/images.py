@@ -19,7 +19,6 @@ from initd.containers import messages
 from initd.containers.client import CALL_SECONDS, Containerd, received
 from initd.containers.messages import MESSAGES, Message
 
-METADATA = {"containerd-namespace": "k8s.io"}
 LABELS = {"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
 IMPORT_LABEL = "io.initd.import"  # its value says by which import a name came
 # containerd gives an image the full name of its annotation; a bare tag there needs a repository.
@@ -65,18 +64,18 @@ async def _import(client: Containerd, path: str) -> list[Message]:
     with open(path, "rb") as archive:  # noqa: ASYNC230 - the root is local, and this process has nothing else to do
         seconds = CALL_SECONDS + archive.seek(0, 2) / BYTES_PER_SECOND
         archive.seek(0)
-        async with client.stream(messages.STREAM, METADATA, seconds) as stream:
+        async with client.stream(messages.STREAM, seconds) as stream:
             await stream.send_message(_any("containerd.services.streaming.v1.StreamInit", id=name))
             await received(stream, messages.STREAM)
             sending = asyncio.ensure_future(_send(stream, archive))
             try:
-                await client.call(messages.TRANSFER, transfer, METADATA, seconds)
+                await client.call(messages.TRANSFER, transfer, seconds)
             finally:  # containerd leaves the rest alone after the archive's end or an error in it
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
                 with suppress(H2Error):  # it may have closed the stream already
                     await stream.cancel()
-    reply = await client.call(messages.LIST_STORED, {"filters": [f'labels."{IMPORT_LABEL}"=={name}']}, METADATA)
+    reply = await client.call(messages.LIST_STORED, {"filters": [f'labels."{IMPORT_LABEL}"=={name}']})
     if not reply.images:
         raise ApiError(Code.INVALID_ARGUMENT, "no image with an annotation that names it")
     return list(reply.images)
