@@ -14,6 +14,7 @@ from tests.vm.conftest import FORWARD, wait_for_pods
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from qemu.machine import Machine
     from qemu.plugin import MachineFactory
@@ -29,9 +30,17 @@ def boot(machine_factory: MachineFactory, **options: Any) -> Machine:
     return machine
 
 
-def test_reboot_leaves_nothing_in_var(machine_factory: MachineFactory) -> None:
+def test_reboot_leaves_nothing_in_var_and_who_asked_in_the_store(
+    machine_factory: MachineFactory, tmp_path: Path
+) -> None:
     marker = f"{manifests.HOST_SHARED}/marker-of-the-first-boot"
-    machine = boot(machine_factory, config=manifests.config(manifests.probe()), networks=(Network(forward=FORWARD),))
+    store = f"memory-backend-file,id=store,size=64K,share=on,mem-path={tmp_path / 'erst'}"
+    machine = boot(
+        machine_factory,
+        config=manifests.config(manifests.probe()),
+        networks=(Network(forward=FORWARD),),
+        qemu_arguments=("-object", store, "-device", "acpi-erst,memdev=store"),
+    )
     wait_for_pods(machine, "probe")
     probe = Probe(machine)
     assert probe("mount", path="/shared/marker-of-the-first-boot") == {"error": None}
@@ -43,6 +52,9 @@ def test_reboot_leaves_nothing_in_var(machine_factory: MachineFactory) -> None:
     assert probe("list", path=marker) == {"error": "ENOENT"}
     assert machine.boots == 2
     with machine.client() as client:
+        last = client.call("boot.last")
+        assert last["cause"] == "reboot, asked for by API, serial port"
+        assert "containerd: stopping" in last["log"], "of the end, initd's own log is there"
         client.call("shutdown")
     assert machine.wait_exit(OFF_SECONDS), machine.console_tail()
 
