@@ -28,9 +28,6 @@ BACKLOG = 128
 WATCHDOG_SECONDS = 60
 
 
-# The phases.
-
-
 def mount_table(node: Node) -> None:
     """Mount what containerd and the boot need."""
     for line in mounts.mount_all(tuple(row for row in mounts.TABLE if row.needed)):

@@ -1,10 +1,4 @@
-"""The cgroup tree (v2 only) as data, and the few lines that make it. Source: the kernel's admin-guide/cgroup-v2.
-
-initd/pid1       PID 1, joined before it has charged anything: charges do not move with a process
-initd/NAME       one leaf a worker
-runtime/         containerd      shims/     its shims, which outlive it
-kubelet/         the kubelet     kubepods/  made and owned by the kubelet
-"""
+"""The cgroup tree (v2 only) as data, and the few lines that make it. Source: the kernel's admin-guide/cgroup-v2."""
 
 import os
 
@@ -14,13 +8,14 @@ ROOT = "/sys/fs/cgroup"
 CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 MIB = 1 << 20
 
-# memory.min protects nothing unless every level above it has one too.
+# memory.min protects nothing unless every level above it has one too. PID 1 joins its leaf before it has charged
+# anything: charges do not move with a process. A worker's leaf is made at its start; kubepods is the kubelet's own.
 TREE: tuple[tuple[str, dict[str, int | str]], ...] = (
     ("initd", {"memory.min": 64 * MIB}),
     # Among initd's own, PID 1 first: a busy worker must not delay a restart, nor the boot.
     ("initd/pid1", {"memory.min": 48 * MIB, "cpu.weight": 1000}),
-    ("runtime", {"memory.min": 96 * MIB}),
-    ("shims", {}),
+    ("runtime", {"memory.min": 96 * MIB}),  # containerd
+    ("shims", {}),  # containerd's, which outlive it
     ("kubelet", {"memory.low": 128 * MIB}),
 )
 

@@ -79,7 +79,7 @@ class Node:
         return worker
 
     def status(self) -> NodeStatus:
-        reasons = self.reasons()
+        reasons, end = self.reasons(), self.shutdown
         return {
             "name": self.name,
             "address": self.address,
@@ -90,9 +90,7 @@ class Node:
             "uptime_seconds": boottime(),
             "config_source": self.found.source if self.found else None,
             "failures": self.failures,
-            "shutdown": None
-            if (end := self.shutdown) is None
-            else {"action": end.action, "by": end.by, "seconds_left": end.left()},
+            "shutdown": {"action": end.action, "by": end.by, "seconds_left": end.left()} if end else None,
         }
 
     def reasons(self) -> list[str]:

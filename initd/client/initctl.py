@@ -147,9 +147,8 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected a whole number, 0 or more, of at most {_DIGITS} digits"
-        )
+        expected = f"a whole number, 0 or more, of at most {_DIGITS} digits"
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
     return int(text)
 
 

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from initd.config.checks import MismatchError, plain, size_bytes, unknown_key
-from initd.services import CONTAINERD_SOCKET, HEALTHZ_ADDRESS, HEALTHZ_PORT, STATIC_PODS
+from initd.services import CONTAINERD_SOCKET, HEALTHZ_ADDRESS, HEALTHZ_PORT, MIB, STATIC_PODS
 
 if TYPE_CHECKING:
     from initd.config.schema import Config
 
-_MIB: Final = 1 << 20
-_SYSTEM: Final = 256 * _MIB  # containerd, kubelet, shims, initd and the kernel's own, besides /var
+_SYSTEM: Final = 256 * MIB  # containerd, kubelet, shims, initd and the kernel's own, besides /var
 # The kubelet does not start if reservations leave nothing, eviction's 100Mi included.
-_LEAST_FOR_PODS: Final = 128 * _MIB
+_LEAST_FOR_PODS: Final = 128 * MIB
 
 # Set by initd for its own reasons: a value from the user would break the node in ways that are hard to see.
 _FIXED: Final[Mapping[str, Any]] = {
@@ -94,8 +93,8 @@ def configuration(config: Config, memory: int) -> dict[str, Any]:
     the reservation gives way, since a kubelet that refuses to start helps no one.
     """
     reserved = size_bytes(config.disks.var.size, memory) + _SYSTEM
-    reserved = max(0, min(reserved, memory - 100 * _MIB - _LEAST_FOR_PODS))
-    made = {**_DEFAULTS, "systemReserved": {"memory": f"{reserved // _MIB}Mi"}}
+    reserved = max(0, min(reserved, memory - 100 * MIB - _LEAST_FOR_PODS))
+    made = {**_DEFAULTS, "systemReserved": {"memory": f"{reserved // MIB}Mi"}}
     for key, value in config.kubelet.config.items():
         old = made.get(key)  # what is a table here has no table in it
         made[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value

@@ -87,6 +87,7 @@ async def http(host: str, port: int, path: str, timeout: float = TIMEOUT) -> str
 
     Raises OSError if it could not even ask (see `OURS`).
     """
+    where = f"http://{host}:{port}{path}"
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
     try:
         async with asyncio.timeout(timeout):
@@ -97,15 +98,13 @@ async def http(host: str, port: int, path: str, timeout: float = TIMEOUT) -> str
             finally:
                 writer.close()
     except TimeoutError:
-        return f"no answer from http://{host}:{port}{path} in {timeout:g} s"
+        return f"no answer from {where} in {timeout:g} s"
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) in OURS:
             raise
-        return f"http://{host}:{port}{path}: {error}"
-    words = status.split()
-    return (
-        None if words[1:2] == [b"200"] else f"http://{host}:{port}{path}: {status.decode(errors='replace').strip()!r}"
-    )
+        return f"{where}: {error}"
+    good = status.split()[1:2] == [b"200"]
+    return None if good else f"{where}: {status.decode(errors='replace').strip()!r}"
 
 
 async def http2_socket(path: str, timeout: float = TIMEOUT) -> str | None:

@@ -194,18 +194,17 @@ class Service:
             self._make_cgroup(again=again)
             cgroup = cgroups.open_directory(self.spec.cgroup)
             null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            child = native.spawn(
-                native.Spawn(
-                    argv=self.argv,
-                    env=self._environment(),
-                    cgroup=cgroup,
-                    fds={0: null, 1: self.output.writer, 2: self.output.writer, **self._descriptors()},
-                    rlimits=self.spec.rlimits,
-                    oom_score_adj=self.spec.oom_score_adj,
-                    bounding=self.spec.capabilities,
-                    sealed=self.spec.sealed,
-                )
+            how = native.Spawn(
+                argv=self.argv,
+                env=self._environment(),
+                cgroup=cgroup,
+                fds={0: null, 1: self.output.writer, 2: self.output.writer, **self._descriptors()},
+                rlimits=self.spec.rlimits,
+                oom_score_adj=self.spec.oom_score_adj,
+                bounding=self.spec.capabilities,
+                sealed=self.spec.sealed,
             )
+            child = native.spawn(how)
             if child.pid == 0:
                 self.forked()
         except Exception as error:  # noqa: BLE001 whatever it is (ENOMEM, a NUL in argv): a reason to wait, not to fall

@@ -110,9 +110,8 @@ async def boot_times(call: Call) -> BootTimes:
 def _request(call: Call, action: str, *, force: bool) -> float:
     running = call.node.shutdown
     if running is not None and running.action != action and not force:
-        raise ApiError(
-            Code.FAILED_PRECONDITION, f"the node is on its way to {running.action}, asked for by {running.by}"
-        )
+        found = f"the node is on its way to {running.action}, asked for by {running.by}"
+        raise ApiError(Code.FAILED_PRECONDITION, found)
     return shutdown.request(call.node, action, by=f"API, {call.peer.text}", force=force)
 
 
