@@ -111,6 +111,31 @@ def test_limits_and_oom_scores(probe: Probe) -> None:
         assert int(probe.read(f"/proc/{probe.process(name)['pid']}/oom_score_adj")) == score
 
 
+def test_nobody_has_more_privileges_than_it_uses(node: Machine, probe: Probe) -> None:
+    from initd.services import NET_ADMIN, SYS_BOOT, SYS_MODULE, SYS_RAWIO  # noqa: PLC0415 as above
+
+    def status(name: str) -> tuple[int, str, str]:
+        text = probe.read(f"/proc/{probe.process(name)['pid']}/status")
+        fields = dict(line.split(":\t", 1) for line in text.splitlines())
+        return int(fields["CapBnd"], 16), fields["NoNewPrivs"], fields["Seccomp"]
+
+    with node.client() as client:
+        assert client.call("links")
+        assert client.call("disks")  # both workers are awake now
+    sealed, open_ = ("1", "2"), ("0", "0")
+    for name, seal, has, lacks in (
+        ("containerd", open_, SYS_MODULE, SYS_BOOT),
+        ("probe", open_, SYS_MODULE, SYS_BOOT),
+        ("kubelet", sealed, NET_ADMIN, SYS_MODULE),
+        ("initd-network", sealed, NET_ADMIN, SYS_RAWIO),
+        ("initd-devices", open_, SYS_MODULE, SYS_RAWIO),
+    ):
+        capabilities, *found = status(name)
+        assert tuple(found) == seal, name
+        assert capabilities >> has & 1, name
+        assert not capabilities >> lacks & 1, name
+
+
 def test_volumes(running: Machine) -> None:
     port = running.port(manifests.WEB_PORT)
     assert http_get(port, "/file/downward/labels") == (200, 'app="web"')
