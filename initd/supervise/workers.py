@@ -51,7 +51,7 @@ class Worker(Service):
         self._kept: list[int] = []
         self._wake_after: float | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._is_up: asyncio.Event | None = None
+        self._is_up = asyncio.Event()
 
     def on(self, method: str, handler: Callable[..., None]) -> None:
         """Have notifications `method` go to `handler` from now on; the last that came too early, at once."""
@@ -74,7 +74,6 @@ class Worker(Service):
         """Its end of the pair is its own now; a worker is up as soon as it runs."""
         if self._child_end is not None:
             self._child_end.close()
-            self._child_end = None
         self._kept, self._wake_after = _closed(self._kept), None
         self._connect()
         try:
@@ -93,9 +92,7 @@ class Worker(Service):
 
     def _up(self) -> None:
         self.handle(Event.READY, "running")
-        if self.state is not State.RUNNING:
-            return  # it has ended in between, or is about to
-        if self._is_up is not None:
+        if self.state is State.RUNNING:  # else it has ended in between, or is about to
             self._is_up.set()
 
     def ended(self) -> None:
@@ -136,7 +133,6 @@ class Worker(Service):
     def _close(self) -> None:
         if self._child_end is not None:
             self._child_end.close()
-            self._child_end = None
         if self._socket is not None:
             if self._loop is not None:
                 self._loop.remove_reader(self._socket.fileno())
@@ -175,20 +171,18 @@ class Worker(Service):
             async with asyncio.timeout(timeout):
                 return await future
         except TimeoutError:
-            raise ApiError(
-                Code.DEADLINE_EXCEEDED, f"worker {self.spec.name}: no answer to {method} in {timeout:g} s"
-            ) from None
+            text = f"worker {self.spec.name}: no answer to {method} in {timeout:g} s"
+            raise ApiError(Code.DEADLINE_EXCEEDED, text) from None
         finally:
             self._calls.pop(msgid, None)
 
     async def _wake_for_call(self) -> None:
         """Start a resting worker, or one about to rest, and wait until it is up (or fails, which `call` then says)."""
-        up = self._is_up = self._is_up or asyncio.Event()
-        up.clear()
+        self._is_up.clear()
         self.start("called")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TIMEOUT):
-                await up.wait()
+                await self._is_up.wait()
 
     def _send(self, data: bytes) -> None:
         if self._socket is None:
