@@ -115,7 +115,8 @@ def test_nobody_has_more_privileges_than_it_uses(node: Machine, probe: Probe) ->
     from initd.services import NET_ADMIN, SYS_BOOT, SYS_MODULE, SYS_RAWIO  # noqa: PLC0415 as above
 
     def status(name: str) -> tuple[int, str, str]:
-        text = probe.read(f"/proc/{probe.process(name)['pid']}/status")
+        pid = next(process["pid"] for process in probe.processes() if process["comm"] == name)
+        text = probe.read(f"/proc/{pid}/status")
         fields = dict(line.split(":\t", 1) for line in text.splitlines())
         return int(fields["CapBnd"], 16), fields["NoNewPrivs"], fields["Seccomp"]
 
@@ -125,7 +126,7 @@ def test_nobody_has_more_privileges_than_it_uses(node: Machine, probe: Probe) ->
     sealed, open_ = ("1", "2"), ("0", "0")
     for name, seal, has, lacks in (
         ("containerd", open_, SYS_MODULE, SYS_BOOT),
-        ("probe", open_, SYS_MODULE, SYS_BOOT),
+        ("containerd-shim", open_, SYS_MODULE, SYS_BOOT),
         ("kubelet", sealed, NET_ADMIN, SYS_MODULE),
         ("initd-network", sealed, NET_ADMIN, SYS_RAWIO),
         ("initd-devices", open_, SYS_MODULE, SYS_RAWIO),
