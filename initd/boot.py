@@ -4,7 +4,6 @@ containerd is exec'd before anything heavy is imported, and the kubelet before t
 address stand in the configuration. How phases are run is in phases.py.
 """
 
-import functools
 import os
 from collections.abc import Coroutine
 from typing import Any
@@ -340,7 +339,7 @@ async def watch_services(node: Node) -> None:
     """Ask the services whether they live, from now on."""
     from initd.supervise import liveness  # noqa: PLC0415 the loop runs now
 
-    node.spawn_task(functools.partial(liveness.watch, node), "liveness")
+    node.spawn_task(lambda: liveness.watch(node), "liveness")
 
 
 def memory_bytes() -> int:
