@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.namespace.supervision import Scene
 
 DEADLINE = 20.0
-ORPHANS = 600  # more than two batches
+ORPHANS = 600  # several batches
 FLOOD = 5000
 
 
