@@ -132,7 +132,7 @@ def _start_inside(pid_1: native.Child, *argv: str) -> subprocess.Popen[str]:
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     native.setns(pid_1.pidfd, Namespace.PID)
     try:
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
     finally:
         native.setns(own, Namespace.PID)
         os.close(own)
