@@ -18,6 +18,7 @@ DUMP_ALWAYS = "/sys/module/printk/parameters/always_kmsg_dump"
 ASKED = re.compile(
     r'(?:reboot|shutdown|power off), asked for by [^"\n]+'
 )  # shutdown.py's last words, or native/rescue.c's
+SOFTDOG = "softdog: Initiating system reboot"  # the kernel's drivers/watchdog/softdog.c: it keeps no boot status
 # linux/watchdog.h
 KEEP_ALIVE, SET_TIMEOUT, GET_TIMEOUT, CARD_RESET = 0x80045705, 0xC0045706, 0x80045707, 0x20
 _INT = struct.Struct("@i")
@@ -63,6 +64,8 @@ def last_boot() -> tuple[str | None, str | None]:
     log = "".join(reversed(records))[-LOG_BYTES:]  # the last part is the first file
     if any(record.startswith("Panic") for record in records):
         return "panic", log
+    if SOFTDOG in log:
+        return "watchdog", log
     asked = ASKED.findall(log)
     if asked:
         return asked[-1], log

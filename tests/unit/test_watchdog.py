@@ -33,6 +33,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([ASKED], "32", "reboot, asked for by API, uid 0 pid 7"),
         ([RESCUE], "0", "power off, asked for by signal 38 from pid 9"),
         (["Oops#1 Part1\nBUG: x"], "0x20", "watchdog"),
+        ([ASKED + f"Emergency#1 Part1\n<2>[ 66.3] {watchdog.SOFTDOG}"], "0", "watchdog"),
         (["\xff\n"], "0", None),
     ],
 )
