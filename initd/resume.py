@@ -4,13 +4,13 @@ A fault (an exception that nothing caught, SIGSEGV and its like) makes it execut
 process: its children stay its children, and the descriptors that the checkpoint names stay open (native/survive.c). The
 next life makes its services of the checkpoint, runs the phases that every life needs and those that were not run yet,
 and starts its workers anew. A checkpoint is written at each change of a service and, once there is a loop, soon after
-any other, whole or not at all: a phase may be run again that was done already, so each bears that.
+any other: a phase may be run again that was done already, so each bears that. It lies in a memfd, where no full file
+system keeps it from being written and no pod can change it; one write(2) makes it whole or leaves the one before.
 """
 
 from __future__ import annotations
 
 import binascii
-import errno
 import marshal
 import os
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from initd.supervise.service import Service
 
 PROGRAM = "/sbin/init"
-PATH = "/run/initd/checkpoint"
-HEADER = b"initd checkpoint 1"  # with the version of what follows
+REPORT, CHECKPOINT = "INITD_REPORT", "INITD_CHECKPOINT"  # variables that name memfds
+HEADER = b"initd checkpoint 2"  # with the version of what follows
 EVENTS = 200
 FAILURES = 10
 FAILURE_BYTES = 16 << 10
@@ -45,17 +45,14 @@ SERVICE = (
 
 def guard(node: Node, *, resuming: bool) -> None:
     """From now on a fault of PID 1's own begins another life, which finds what it needs."""
-    report = _inherited("INITD_REPORT") if resuming else None
-    if report is None:
-        report = os.memfd_create("report")
-        os.environ["INITD_REPORT"] = str(report)
+    report, checkpoint = (_memfd(variable, resuming=resuming) for variable in (REPORT, CHECKPOINT))
     native.survive(PROGRAM, report, resuming=resuming)
     scheduled = False
 
     def change() -> None:
         nonlocal scheduled
         scheduled = False
-        save(node, report)
+        save(node, report, checkpoint)
 
     def change_soon() -> None:
         nonlocal scheduled
@@ -69,13 +66,18 @@ def guard(node: Node, *, resuming: bool) -> None:
         node.failures = [_read_report(report)]
 
 
-def _inherited(variable: str) -> int | None:
-    """A descriptor that the life before named in the environment."""
-    try:
-        descriptor = int(os.environ[variable])
-        os.set_inheritable(descriptor, False)
-    except (KeyError, ValueError, OSError):
-        return None
+def _memfd(variable: str, *, resuming: bool) -> int:
+    """The memfd that the life before named in the environment, or a new one."""
+    if resuming:
+        try:
+            descriptor = int(os.environ[variable])
+            os.set_inheritable(descriptor, False)
+        except (KeyError, ValueError, OSError):
+            pass  # a new one will do: it is empty
+        else:
+            return descriptor
+    descriptor = os.memfd_create(variable)
+    os.environ[variable] = str(descriptor)
     return descriptor
 
 
@@ -87,11 +89,11 @@ def _read_report(report: int) -> str:
     return text or "nothing was reported"
 
 
-def save(node: Node, report: int) -> None:
+def save(node: Node, report: int, checkpoint: int) -> None:
     """Write a checkpoint. Never raises: without it the node goes on as well as before."""
     every = {**node.services, **node.workers}
     pipes = [service.output.reader for service in every.values()]
-    descriptors = [report, *pipes, *(service.output.writer for service in every.values())]
+    descriptors = [report, checkpoint, *pipes, *(service.output.writer for service in every.values())]
     descriptors += [service.notify.fileno() for service in every.values() if service.notify is not None]
     watchdog = node.watchdog and node.watchdog[0]
     descriptors += [fd for fd in (node.listener, node.rescue, watchdog) if fd is not None]
@@ -105,17 +107,17 @@ def save(node: Node, report: int) -> None:
         "shutdown": end and (end.action, end.by, end.deadline),
     }
     try:
-        data = marshal.dumps(state)
-        with open(f"{PATH}.new", "wb", buffering=0) as file:
-            whole = b"%b %d\n%b" % (HEADER, binascii.crc32(data), data)
-            if file.write(whole) != len(whole):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), PATH)  # noqa: TRY301 the last one stays
-        os.rename(f"{PATH}.new", PATH)
+        native.keep(descriptors, -1 if node.rescue is None else node.rescue)
         os.environ["INITD_PIPES"] = " ".join(map(str, pipes))
-        os.environ["INITD_LISTENER"], os.environ["INITD_WATCHDOG"] = str(node.listener), str(watchdog)
+        for variable, descriptor in (("INITD_LISTENER", node.listener), ("INITD_WATCHDOG", watchdog)):
+            if descriptor is not None:
+                os.environ[variable] = str(descriptor)
         if node.config is not None:
             os.environ["INITD_RESCUE_SECONDS"] = str(node.config.node.rescue_seconds)
-        native.keep(descriptors, -1 if node.rescue is None else node.rescue)
+        data = marshal.dumps(state)
+        whole = b"%b %d %d\n%b" % (HEADER, len(data), binascii.crc32(data), data)
+        os.posix_fallocate(checkpoint, 0, len(whole))  # or there is no memory for it, and the last one stays
+        os.pwrite(checkpoint, whole, 0)
     except (OSError, ValueError) as error:
         log.warning("no checkpoint written", error=str(error))
 
@@ -133,12 +135,13 @@ def _describe(service: Service) -> dict[str, Any]:
     }
 
 
-def load(path: str) -> dict[str, Any]:
+def load(checkpoint: int) -> dict[str, Any]:
     """Return the last checkpoint. Raises ValueError if it is not one of this version, whole; OSError."""
-    with open(path, "rb") as file:
-        head, _, data = file.read().partition(b"\n")
-    if head != b"%b %d" % (HEADER, binascii.crc32(data)):
-        raise ValueError(f"{path}: not a whole checkpoint of this version: {head[:40]!r}")
+    head, _, data = os.pread(checkpoint, os.fstat(checkpoint).st_size, 0).partition(b"\n")
+    name, length, checksum = [*head.rsplit(b" ", 2), b"", b""][:3]
+    data = data[: int(length)] if length.isdigit() else b""  # a longer one may have been there before
+    if name != HEADER or length != b"%d" % len(data) or checksum != b"%d" % binascii.crc32(data):
+        raise ValueError(f"not a whole checkpoint of this version: {head[:40]!r}")
     state: dict[str, Any] = marshal.loads(data)  # noqa: S302 PID 1 wrote it
     return state
 
@@ -148,7 +151,7 @@ def restore(node: Node) -> dict[str, Any]:
 
     Raises ValueError, OSError, and whatever a checkpoint that fits the version and not the code leads to.
     """
-    state, failures = load(PATH), node.failures
+    state, failures = load(int(os.environ[CHECKPOINT])), node.failures
     for name in NODE:
         setattr(node, name, state["node"][name])
     node.failures = [*node.failures, *failures][-FAILURES:]

@@ -4,6 +4,7 @@
  * Isolated: neither the environment nor a site module nor the current directory changes what is imported, and nothing is
  * written. See "Python Initialization Configuration" in Python's C API manual.
  */
+#define _GNU_SOURCE
 #include <Python.h>
 
 #include <fcntl.h>
@@ -26,14 +27,19 @@
 static const wchar_t *const search_paths[] = {L"/usr/lib/initd/python", LIBRARY, LIBRARY "/lib-dynload"};
 
 /*
- * PID 1 must not end, for that is a kernel panic without a reason: say the status, leave time to read it, reboot. Python
- * itself calls exit(3) for a SystemExit, so this is bound to exit and not to main's end.
+ * PID 1 must not end, for that is a kernel panic without a reason. If it was to be another life (native/survive.c), be
+ * rescue; else say the status, leave time to read it, reboot. Python itself calls exit(3) for a SystemExit, so this is
+ * bound to exit and not to main's end.
  */
 static void last_words(int status, void *unused) {
     char line[160];
     (void)unused;
     if (getpid() != 1)
         return;
+    const char *program = getenv("INITD_RESCUE");
+    char *const rescue[] = {"rescue", "PID 1 could not begin another life", NULL};
+    if (program && *program)
+        execveat(atoi(program), "", rescue, environ, AT_EMPTY_PATH);
     snprintf(line, sizeof line, "\r\ninitd: PID 1 ended with status %d; reboot in %d s\r\n", status, REBOOT_DELAY);
     int console = open("/dev/console", O_WRONLY | O_NOCTTY);
     if (console < 0 || write(console, line, strlen(line)) < 0)
@@ -41,7 +47,6 @@ static void last_words(int status, void *unused) {
     struct timespec rest = {.tv_sec = REBOOT_DELAY};
     while (nanosleep(&rest, &rest) < 0)
         continue;
-    sync();
     reboot(RB_AUTOBOOT);
     for (;;)
         pause();

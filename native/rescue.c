@@ -309,7 +309,8 @@ static void begin(struct rescue *rescue, const char *reason) {
     int left = seconds ? number("INITD_RESCUE_SECONDS", seconds) : DEFAULT_SECONDS, listening = 0, place = OUTPUTS;
     char plain[200];
     rescue->deadline = left ? milliseconds() + (left < 0 ? DEFAULT_SECONDS : left) * (long)SECOND : 0;
-    copy_plain(rescue->reason, sizeof rescue->reason, reason);
+    size_t length = strlen(reason), most = sizeof rescue->reason - 1; /* the end of a traceback says what it was */
+    copy_plain(rescue->reason, sizeof rescue->reason, reason + (length > most ? length - most : 0));
     report(rescue);
     rescue->report = milliseconds() + REPORT_EVERY;
     copy_plain(plain, sizeof plain, crashes ? crashes : "not known when");
@@ -321,7 +322,8 @@ static void begin(struct rescue *rescue, const char *reason) {
     getsockopt(rescue->listener, SOL_SOCKET, SO_ACCEPTCONN, &listening, &(socklen_t){sizeof listening});
     if (rescue->listener >= 0 && !listening)
         say("INITD_LISTENER: descriptor %d does not listen", rescue->listener);
-    rescue->watchdog = adopt(rescue, "INITD_WATCHDOG", getenv("INITD_WATCHDOG"));
+    if (getenv("INITD_WATCHDOG"))
+        rescue->watchdog = adopt(rescue, "INITD_WATCHDOG", getenv("INITD_WATCHDOG"));
     if (rescue->watchdog >= 0 && !feed(rescue))
         say("INITD_WATCHDOG: descriptor %d: %s", rescue->watchdog, strerrorname_np(errno));
     if (!word)

@@ -9,6 +9,7 @@
 #include "initd.h"
 
 #include <errno.h>
+#include <execinfo.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -18,9 +19,11 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#define CRASHES_VARIABLE "INITD_CRASHES="
+enum { KEPT = 64, VARIABLES = 64, CRASHES = 3, WINDOW = 60 /* seconds */, FRAMES = 32 };
 
-enum { KEPT = 64, VARIABLES = 64, CRASHES = 3, WINDOW = 60 /* seconds */ };
+/* What the next life, and rescue, are told besides what Python put into the environment. */
+enum { CRASHES_VARIABLE, KEPT_VARIABLE, RESCUE_VARIABLE, OWN_VARIABLES };
+static const char *const names[OWN_VARIABLES] = {"INITD_CRASHES=", "INITD_KEPT=", "INITD_RESCUE="};
 
 static const struct {
     int number;
@@ -31,7 +34,7 @@ enum { FAULTS = sizeof faults / sizeof faults[0] };
 
 /* A line of text, put together without stdio. */
 struct line {
-    char text[256];
+    char text[512];
     size_t length;
 };
 
@@ -78,19 +81,30 @@ static int may_resume(void) {
     return !self.resuming && !(first && self.crashes[0] - first < WINDOW);
 }
 
+static int is_own(const char *variable) {
+    for (int i = 0; i < OWN_VARIABLES; i++)
+        if (!strncmp(variable, names[i], strlen(names[i])))
+            return 1;
+    return 0;
+}
+
 static char **environment(void) {
-    static struct line crashes;
-    static char *variables[VARIABLES + 2];
+    static struct line own[OWN_VARIABLES];
+    static char *variables[VARIABLES + OWN_VARIABLES + 1];
     size_t count = 0;
     for (char **each = environ; each && *each && count < VARIABLES; each++)
-        if (strncmp(*each, CRASHES_VARIABLE, strlen(CRASHES_VARIABLE)) != 0)
+        if (!is_own(*each))
             variables[count++] = *each;
-    add(&crashes, CRASHES_VARIABLE);
-    for (size_t i = 0; i < CRASHES; i++) {
-        add_number(&crashes, self.crashes[i], 10);
-        add(&crashes, " ");
+    for (int i = 0; i < OWN_VARIABLES; i++) {
+        add(&own[i], names[i]);
+        variables[count++] = own[i].text;
     }
-    variables[count] = crashes.text;
+    for (size_t i = 0; i < CRASHES; i++, add(&own[CRASHES_VARIABLE], " "))
+        add_number(&own[CRASHES_VARIABLE], self.crashes[i], 10);
+    for (size_t i = 0; i < self.kept_count; i++, add(&own[KEPT_VARIABLE], " "))
+        add_number(&own[KEPT_VARIABLE], (unsigned long)self.kept[i], 10);
+    if (self.rescue >= 0)
+        add_number(&own[RESCUE_VARIABLE], (unsigned long)self.rescue, 10);
     return variables;
 }
 
@@ -120,6 +134,12 @@ void initd_restart(const char *reason) {
 
 /* faulthandler has raised the signal again when it had written what it knows, or has failed itself: enough was tried. */
 static void on_second_fault(int number) {
+    static volatile sig_atomic_t traced; /* to trace a broken stack may be a fault, too */
+    void *frames[FRAMES];
+    if (!traced++ && syscall(SYS_getpid) == self.pid) {
+        put(self.report, "Native stack (most recent call first):");
+        backtrace_symbols_fd(frames, backtrace(frames, FRAMES), self.report);
+    }
     initd_restart(self.what.text);
     signal(number, SIG_DFL); /* nothing could be executed: for PID 1 of a machine, a panic, which reboots it */
 }
@@ -159,12 +179,28 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     on_second_fault(number);
 }
 
+static long next_number(char **text) {
+    char *end = *text;
+    long number = end ? strtol(end, &end, 10) : -1;
+    if (end == *text)
+        number = -1;
+    *text = end;
+    return number;
+}
+
 int initd_survive(const char *program, int report, int resuming) {
     static char stack[64 * 1024];
-    const char *crashes = getenv("INITD_CRASHES");
-    char *end = (char *)crashes;
-    for (size_t i = 0; crashes && i < CRASHES; i++)
-        self.crashes[i] = strtoul(end, &end, 10);
+    char *crashes = getenv("INITD_CRASHES"), *kept = getenv("INITD_KEPT"), *rescue = getenv("INITD_RESCUE");
+    void *first;
+    backtrace(&first, 1); /* it loads a library when it is first called */
+    for (size_t i = 0; resuming && i < CRASHES; i++) {
+        long when = next_number(&crashes);
+        self.crashes[i] = when > 0 ? (unsigned long)when : 0;
+    }
+    for (long fd; resuming && self.kept_count < KEPT && (fd = next_number(&kept)) >= 0;)
+        self.kept[self.kept_count++] = (int)fd; /* until this life has said what it keeps */
+    if (resuming)
+        self.rescue = (int)next_number(&rescue);
     self.program = program;
     self.report = report;
     self.resuming = resuming;

@@ -60,7 +60,8 @@ def main() -> None:
     rescue = os.memfd_create("rescue", 0)
     os.write(rescue, RESCUE)
     kept, lost = os.memfd_create("kept"), os.memfd_create("lost")
-    native.keep([report, kept], rescue)
+    if not resuming:  # later lives fail before they have said what they keep
+        native.keep([report, kept, rescue], rescue)
     os.environ["LIFE"] = str(LIFE + 1)
     match os.environ["LIVES"].split()[LIFE - 1]:
         case "crash":

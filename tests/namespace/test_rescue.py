@@ -62,11 +62,11 @@ def test_it_refuses_to_be_any_other_process(tmp_path: Path) -> None:
 
 def test_it_says_what_happened(rescue: Rescue) -> None:
     rescue.start(
-        b"SIGSEGV at 0x1\n\x1b[31m\xff" + b"x" * 5000, {"INITD_RESCUE_SECONDS": "77", "INITD_CRASHES": "12 3 0 "}
+        b"x" * 5000 + b"\n\x1b[31m\xff OSError: [Errno 5]", {"INITD_RESCUE_SECONDS": "77", "INITD_CRASHES": "12 3 0 "}
     )
     for descriptor, start in ((rescue.console, "\r\n"), (rescue.kmsg, "<2>")):
         text = read_until(descriptor, r"12 3 0")
-        assert re.search(rf"{start}initd rescue: SIGSEGV at 0x1 \?\[31m\?x+; reboot in 77 s\r?\n", text)
+        assert re.search(rf"{start}initd rescue: x+ \?\[31m\? OSError: \[Errno 5\]; reboot in 77 s\r?\n", text)
         assert max(map(len, text.splitlines())) < 900, "the kernel refuses longer records"
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     status = rescue.call("status")
@@ -75,7 +75,7 @@ def test_it_says_what_happened(rescue: Rescue) -> None:
     assert (status["address"], status["config_source"]) == (None, None)
     assert (status["failures"], status["shutdown"]) == ([], None)
     reason, when = status["reasons"]
-    assert reason.startswith("SIGSEGV at 0x1 ?[31m?xxx")
+    assert reason.endswith("xxx ?[31m? OSError: [Errno 5]")
     assert re.fullmatch(r"reboots in (7[0-7]) s", when)
     assert status["boot_id"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert before - 0.01 <= status["uptime_seconds"] <= time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -134,7 +134,7 @@ def test_it_does_without_what_is_wrong(
 
 def test_it_does_without_what_is_missing(rescue: Rescue) -> None:
     rescue.start()
-    read_until(rescue.console, "INITD_WATCHDOG: found nothing.*INITD_PIPES: found nothing")
+    assert "INITD_WATCHDOG" not in read_until(rescue.console, "INITD_PIPES: found nothing"), "few machines have one"
     assert rescue.call("status")["phase"] == "rescue"
 
 

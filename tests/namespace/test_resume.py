@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_a_fault_begins_another_life_that_is_told_why(tmp_path: Path) -> None:
     assert "in crash" in report, "where Python was"
     assert "SIGSEGV at instruction 0x" in report
     assert "address 0x0, code 1" in report, "where C was"
+    assert re.search(r"Native stack \(most recent call first\): .*libffi.*Py", report)
 
 
 def test_a_fault_while_a_fault_is_reported_begins_another_life_too(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from initd import boot, cgroups, native, phases, resume, services
@@ -20,6 +20,7 @@ from initd.supervise.states import State
 from tests.unit.core_support import World, states
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from initd.phases import Phase
@@ -28,14 +29,20 @@ RUNTIME = services.CONTAINERD._replace(notify=False)
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def checkpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where the checkpoint goes."""
-    monkeypatch.setattr(resume, "PATH", str(tmp_path / "checkpoint"))
     monkeypatch.setattr(services, "SERVICES", (RUNTIME,))
-    monkeypatch.setattr(native, "keep", lambda _descriptors, _rescue: None)
+    yield from memfd(monkeypatch)
+
+
+def memfd(patch: pytest.MonkeyPatch) -> Iterator[int]:
+    patch.setattr(native, "keep", lambda _descriptors, _rescue: None)
     for variable in ("INITD_PIPES", "INITD_LISTENER"):
-        monkeypatch.setenv(variable, "")
-    return str(tmp_path / "checkpoint")
+        patch.setenv(variable, "")
+    descriptor = os.memfd_create("checkpoint")
+    patch.setenv(resume.CHECKPOINT, str(descriptor))
+    yield descriptor
+    os.close(descriptor)
 
 
 def lived(monkeypatch: pytest.MonkeyPatch) -> tuple[World, Node]:
@@ -46,7 +53,7 @@ def lived(monkeypatch: pytest.MonkeyPatch) -> tuple[World, Node]:
     return world, node
 
 
-def test_the_next_life_is_as_the_last(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_life_is_as_the_last(checkpoint: int, monkeypatch: pytest.MonkeyPatch) -> None:
     world, node = lived(monkeypatch)
     monkeypatch.setattr(supervised, "start_time", lambda pid: 1000 + pid)
     service = node.add_service(RUNTIME)
@@ -58,7 +65,7 @@ def test_the_next_life_is_as_the_last(path: str, monkeypatch: pytest.MonkeyPatch
     node.faults["images"] = "none there"
     for number in range(300):
         node.events.emit("device", number=number)
-    resume.save(node, os.memfd_create("report"))
+    resume.save(node, 0, checkpoint)
 
     _, again = lived(monkeypatch)
     del again.found, again.name
@@ -78,16 +85,14 @@ def test_the_next_life_is_as_the_last(path: str, monkeypatch: pytest.MonkeyPatch
     assert service.process is not None
     pid = service.process.pid
     assert state["services"]["containerd"]["process"] == (pid, 1000 + pid)
-    assert os.listdir(os.path.dirname(path)) == ["checkpoint"]
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_a_process_is_taken_again_or_missed(path: str, monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
-    del path
+def test_a_process_is_taken_again_or_missed(checkpoint: int, monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
     _, node = lived(monkeypatch)
     service = node.add_service(RUNTIME)
     service.start("boot")
-    resume.save(node, os.memfd_create("report"))
+    resume.save(node, 0, checkpoint)
     world, again = lived(monkeypatch)
     again.failures = ["SIGSEGV"]
     state = resume.restore(again)
@@ -111,35 +116,45 @@ def test_a_process_is_taken_again_or_missed(path: str, monkeypatch: pytest.Monke
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole() -> bytes:
     """A checkpoint."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("checkpoint")
-        patch.setattr(resume, "PATH", str(folder / "checkpoint"))
-        patch.setattr(native, "keep", lambda _descriptors, _rescue: None)
-        for variable in ("INITD_PIPES", "INITD_LISTENER"):
-            patch.setenv(variable, "")
-        resume.save(Node(), 0)
-        return (folder / "checkpoint").read_bytes()
+    with pytest.MonkeyPatch.context() as patch, contextlib.contextmanager(memfd)(patch) as descriptor:
+        resume.save(Node(), 0, descriptor)
+        return os.pread(descriptor, 1 << 20, 0)
 
 
-@settings(deadline=None)  # the disk's time, not the code's
 @given(st.data())
-def test_one_that_is_damaged_is_refused(whole: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
+def test_one_that_is_damaged_is_refused(whole: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(whole) - 1))
     cut = data.draw(st.booleans())
     damaged = whole[:at] + (b"" if cut else bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :])
-    file = tmp_path_factory.getbasetemp() / "damaged"
-    file.write_bytes(damaged)
-    with pytest.raises(ValueError, match="not a whole checkpoint of this version"):
-        resume.load(str(file))
-    file.write_bytes(whole)
-    assert resume.load(str(file))["node"]["phase"] == "booting"
+    descriptor = os.memfd_create("checkpoint")
+    try:
+        os.write(descriptor, damaged)
+        with pytest.raises(ValueError, match="not a whole checkpoint of this version"):
+            resume.load(descriptor)
+        os.pwrite(descriptor, whole + b"the end of a longer one", 0)
+        assert resume.load(descriptor)["node"]["phase"] == "booting"
+    finally:
+        os.close(descriptor)
 
 
-def test_what_cannot_be_written_costs_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "PATH", f"{path}/not/there")
-    resume.save(Node(), 0)
+def test_what_cannot_be_written_leaves_the_last_one_and_what_is_kept(
+    checkpoint: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[list[int]] = []
+
+    def fail(*_arguments: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    _, node = lived(monkeypatch)
+    resume.save(node, 0, checkpoint)
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    monkeypatch.setattr(native, "keep", lambda descriptors, _rescue: kept.append(descriptors))
+    node.phase, node.listener = "stopping", 99
+    resume.save(node, 7, checkpoint)
+    assert resume.load(checkpoint)["node"]["phase"] == "booting"
+    assert kept == [[7, checkpoint, 99]]
 
 
 def test_a_process_is_known_by_when_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +201,7 @@ def early(node: Node, until: str, *, after: bool) -> None:
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("until", [phase.name for phase in boot.PHASES[6:16]])
 def test_a_fault_between_any_two_phases_starts_nothing_twice(
-    path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, until: str, after: bool
+    checkpoint: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, until: str, after: bool
 ) -> None:
     link = '[[network.interfaces]]\nname = "eth0"\naddresses = ["192.0.2.10/24"]\n'
     text = f'[node]\nname = "n"\naddress = "192.0.2.10"\n{link}'
@@ -200,15 +215,14 @@ def test_a_fault_between_any_two_phases_starts_nothing_twice(
     world, node = lived(monkeypatch)
     kernel = world.kernel
     node.found, node.name, node.boot_phases = Found("QEMU fw_cfg", text), None, []
-    report = os.memfd_create("report")
-    node.on_change = lambda: resume.save(node, report)
+    node.on_change = lambda: resume.save(node, 0, checkpoint)
     with contextlib.suppress(Fault):
         early(node, until, after=after)
-    assert os.path.exists(path)
+    assert os.fstat(checkpoint).st_size
 
     again = Node()
     again.reaper, again.failures = world.reaper, ["SIGSEGV"]
-    again.on_change = lambda: resume.save(again, report)
+    again.on_change = lambda: resume.save(again, 0, checkpoint)
     state = resume.restore(again)
     early(again, "nothing", after=False)
     monkeypatch.setattr(resume, "find", lambda pid, *_: Process(pid, os.open("/dev/null", os.O_RDONLY), 0))
