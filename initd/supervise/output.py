@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from initd.events import newest
@@ -38,18 +41,23 @@ class LogFile:
         data = "".join(f"{_stamp(line['time'])} stdout F {line['text']}\n" for line in lines).encode()
         try:
             if self._fd < 0:
-                self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+                self._fd = _open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             size = os.fstat(self._fd).st_size
             if os.write(self._fd, data) != len(data):
                 os.ftruncate(self._fd, size)
                 raise OSError  # noqa: TRY301 no more than a part of it found room
-            self.dropped = 0
-            if size + len(data) > RING_BYTES:
-                os.close(self._fd)
-                self._fd = -1
-                os.rename(self._path, f"{self._path}.1")
         except OSError:
             self.dropped += len(lines) - bool(self.dropped)
+            return
+        self.dropped = 0
+        if size + len(data) > RING_BYTES:
+            os.close(self._fd)
+            self._fd = -1
+            try:
+                os.rename(self._path, f"{self._path}.1")
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(self._path)  # bounded in any case
 
     def read(self) -> list[LogLine]:
         """What an earlier life of PID 1 wrote, oldest first."""
@@ -58,13 +66,25 @@ class LogFile:
         lines: list[LogLine] = []
         for path in (f"{self._path}.1", self._path):
             try:
-                with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+                with open(_open(path, os.O_RDONLY), encoding="utf-8", errors="replace", newline="\n") as file:
                     for line in file:
                         stamp, _, _, text = line.removesuffix("\n").split(" ", 3)
                         lines.append({"time": datetime.fromisoformat(stamp).timestamp(), "text": text, "dropped": 0})
             except (OSError, ValueError):
                 continue  # there is none, or it is not whole: what was read counts
         return lines
+
+
+def _open(path: str, flags: int) -> int:
+    """A regular file, whatever a pod that was given /run has put there: a FIFO would let PID 1 wait for its other end.
+
+    Raises OSError.
+    """
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd
 
 
 def _stamp(seconds: float) -> str:

@@ -113,6 +113,33 @@ def test_what_the_file_had_no_room_for_is_told(output: Output, tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("what", ["fifo", "link", "folder"])
+def test_what_else_is_in_the_place_of_the_file_is_left_alone(output: Output, tmp_path: Path, what: str) -> None:
+    path, elsewhere = tmp_path / "x.log", tmp_path / "elsewhere"
+    elsewhere.touch()
+    match what:
+        case "fifo":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(elsewhere)
+        case "folder":
+            path.mkdir()
+    output._file._path = str(path)
+    output.feed(b"1\n2\n")
+    assert output._file.dropped == 2
+    assert output._file.read() == []
+    assert not elsewhere.read_bytes()
+
+
+def test_a_file_that_cannot_be_put_aside_is_begun_anew(output: Output, tmp_path: Path) -> None:
+    (tmp_path / "x.log.1").mkdir()
+    output._file._path = str(tmp_path / "x.log")
+    for _ in range(100):
+        output.feed(b"y" * LINE_BYTES + b"\n")
+    assert output._file.dropped == 0
+    assert (tmp_path / "x.log").stat().st_size <= RING_BYTES
+
+
 def test_what_a_process_left_unfinished_is_a_line_of_its_own(output: Output) -> None:
     output.feed(b"whole\nbeg")
     os.write(output.writer, b"un" + b"." * 40000)
