@@ -57,12 +57,10 @@ def renew(path: str, settings: dict[str, int | str], root: str = ROOT) -> list[s
 
     A process that is cloned into a cgroup which was ever killed is killed at once: the kernel compares that cgroup's
     count of kills with the count of the parent's own (cgroup_css_set_fork in kernel/cgroup/cgroup.c, 6.12 to 6.18 at
-    least). Raises OSError EBUSY while anything lives in it.
+    least). Those that somebody made inside of it go with it. Raises OSError EBUSY while anything lives in it.
     """
-    try:
-        os.rmdir(f"{root}/{path}")
-    except FileNotFoundError:
-        pass  # as good as removed
+    for directory, _, _ in os.walk(f"{root}/{path}", topdown=False):
+        os.rmdir(directory)
     return configure(path, dict(TREE).get(path, {}) | settings, root)
 
 

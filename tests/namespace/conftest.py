@@ -132,7 +132,7 @@ def cgroup() -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Kill what is left in a cgroup and remove it."""
+    """Kill what is left in a cgroup and remove it, with those below it."""
     (path / "cgroup.freeze").write_text("0")
     (path / "cgroup.kill").write_text("1")
     events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
@@ -142,7 +142,8 @@ def remove(path: Path) -> None:
         if not poller.poll(10_000):
             pytest.fail(f"{path} still has processes after 10 s")
     os.close(events)
-    path.rmdir()
+    for directory, _, _ in os.walk(path, topdown=False):
+        os.rmdir(directory)
 
 
 @pytest.fixture

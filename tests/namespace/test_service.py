@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import signal
@@ -145,6 +146,48 @@ def test_a_frozen_cgroup_does_not_hold_up_a_start(scene: Scene) -> None:
         return files.read(freeze), states(service)
 
     assert scene(act) == ("0", ["starting", "restarting", "starting"])
+
+
+def hold(pid: int) -> native.Child:
+    """Keep a process from ending when it is killed, as a system call that never returns would: see ptrace(2)."""
+    source, sink = os.pipe()
+    child = native.spawn(native.Spawn((), {}, fds={3: sink}))
+    if child.pid == 0:
+        ctypes.CDLL(None).ptrace(0x4206, pid, None, ctypes.c_void_p(0x40))  # PTRACE_SEIZE, PTRACE_O_TRACEEXIT
+        os.write(3, b"!")
+        signal.pause()
+    os.read(source, 1)
+    return child
+
+
+def test_what_cannot_be_ended_does_not_keep_a_service_down(scene: Scene) -> None:
+    """It stays in its cgroup; once it has ended, the next start removes what was made meanwhile, and by others."""
+
+    async def act(node: Init) -> Any:
+        service = node.service(("/bin/sh", "-c", "sleep 1000 & echo ready; exec sleep 1000"))
+        service.start()
+        await until(lambda: "ready" in service.status()["last_lines"])
+        assert service.process is not None
+        first = service.process.pid
+        (stuck,) = set(cgroups.processes("probe")) - {first}
+        holder = hold(stuck)
+        service.restart()
+        await until(lambda: replaced(service, first))
+        second = service.process.pid
+        left = {stuck} & set(cgroups.processes("probe"))
+        below = sorted(name for name in os.listdir(f"{cgroups.ROOT}/probe") if "." not in name)
+        native.pidfd_send_signal(holder.pidfd, signal.SIGKILL)
+        os.makedirs(f"{cgroups.ROOT}/probe/others/deep")
+        await until(lambda: stuck not in cgroups.processes("probe"))
+        service.restart()
+        await until(lambda: replaced(service, second))
+        return bool(left), below, next(os.walk(f"{cgroups.ROOT}/probe"))[1], states(service)
+
+    left, below, afterwards, history = scene(act)
+    assert left
+    assert below == ["2"]
+    assert afterwards == []
+    assert history[:5] == ["starting", "restarting", "starting", "backoff", "starting"]
 
 
 def test_a_restart_leaks_no_descriptor(scene: Scene) -> None:

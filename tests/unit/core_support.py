@@ -87,6 +87,7 @@ class Kernel:
         self.cgroup_error: OSError | None = None
         self.left_behind = False
         self.renewed_cgroups: list[str] = []
+        self.opened_cgroups: list[str] = []
         self._pids: dict[int, int] = {}
         self._next = 100
 
@@ -127,7 +128,8 @@ class Kernel:
         self.renewed_cgroups.append(path)
         return []
 
-    def open_cgroup(self, _path: str) -> int:
+    def open_cgroup(self, path: str) -> int:
+        self.opened_cgroups.append(path)
         if self.cgroup_error is not None:
             raise self.cgroup_error
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)

@@ -91,7 +91,11 @@ def test_a_cgroup_made_anew_has_its_settings_again(tmp_path: Path, monkeypatch: 
     assert written == [("kubelet/memory.low", str(SETTINGS["kubelet"]["memory.low"])), ("kubelet/pids.max", "9")]
     cgroups.renew("fresh", {}, str(tmp_path))
     assert (tmp_path / "fresh").is_dir()
+    (tmp_path / "kubelet/child/empty").mkdir(parents=True)
+    cgroups.renew("kubelet", {}, str(tmp_path))
+    assert not (tmp_path / "kubelet/child").exists()
     (tmp_path / "kubelet/child").mkdir()
+    (tmp_path / "kubelet/child/process").touch()
     with pytest.raises(OSError, match="not empty"):
         cgroups.renew("kubelet", {}, str(tmp_path))
 

@@ -181,6 +181,17 @@ def test_its_cgroup_is_made_anew_for_each_start_but_the_first(bench: Bench) -> N
     assert bench.world.kernel.renewed_cgroups == ["probe"]
 
 
+def test_what_cannot_be_ended_does_not_keep_it_down(bench: Bench) -> None:
+    """A process in uninterruptible sleep: whoever is cloned beside it would be killed, in a cgroup below it is not."""
+    bench.run()
+    bench.world.kernel.left_behind = True
+    bench.service.restart()
+    bench.world.end(bench.service)
+    bench.world.advance(1)
+    assert states(bench.service)[-2:] == ["backoff", "starting"]
+    assert bench.world.kernel.opened_cgroups == ["probe", "probe/2"]
+
+
 def test_what_a_main_only_service_left_behind_does_not_hold_up_its_start(main_only: Bench) -> None:
     main_only.run()
     main_only.world.kernel.left_behind = True
