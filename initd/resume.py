@@ -186,8 +186,9 @@ def adopt(node: Node, state: dict[str, Any]) -> None:
         worker = node.workers[name]
         if worker.process is None:  # else a phase of this life has started it
             _end(worker)  # its link was the last life's
-            worker.state = State.DOWN
-            worker.start(RESUMED)
+            worker.restart(RESUMED)
+            if worker.state in HAS_PROCESS and worker.process is None:
+                worker.lost(f"ended when {RESUMED}")
     if state["shutdown"] is not None:
         from initd import shutdown  # noqa: PLC0415 imports asyncio
 

@@ -232,6 +232,7 @@ def test_a_fault_between_any_two_phases_starts_nothing_twice(
     assert {name: worker.state for name, worker in again.workers.items()} == dict.fromkeys(
         services.WORKERS, State.STARTING
     )
+    assert {worker.history[-1]["state"] for worker in again.workers.values()} == {"starting"}, "the history tells it"
     assert set(again.services) == {"containerd", "kubelet"}
     assert again.faults == {}
     assert again.listener is not None
