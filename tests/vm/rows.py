@@ -319,6 +319,8 @@ ROWS: tuple[Row, ...] = (
         told("watchdog", "softdog: Initiating system reboot"), **OWN, softdog=True),
     Row("panic", "a restart after 10 s; the next boot has the kernel's last lines", 10 + BOOT,
         told("panic", "sysrq triggered crash"), **OWN, quick=True),
+    Row("hang", f"a reset by the watchdog ({WATCHDOG} s here)", WATCHDOG + 2, restarted, **END),
+    Row("panic", "a restart after 10 s", 10 + 2, restarted, **END),
     Row("force-reboot", "a restart at once", 2, restarted, **{**END, "when": "rebooting"}, quick=True),
     Row("force-reboot", "a restart at once", 2, restarted, after="phase:api", ends=True, **BOOTING),
     Row("force-reboot", "a restart at once", 2, restarted, **END),

@@ -1,11 +1,9 @@
-"""Beginnings and ends: reboot, shutdown, the power button, and what a second boot finds of the first."""
+"""Beginnings and ends: what a second boot finds of the first, and what each waits for. More ends: rows.py."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from qemu.net import Network
 from qemu.probe import Probe
@@ -13,7 +11,6 @@ from tests.vm import manifests
 from tests.vm.conftest import FORWARD, wait_for_pods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from qemu.machine import Machine
@@ -57,24 +54,6 @@ def test_reboot_leaves_nothing_in_var_and_who_asked_in_the_store(
         assert "containerd: stopping" in last["log"], "of the end, initd's own log is there"
         client.call("shutdown")
     assert machine.wait_exit(OFF_SECONDS), machine.console_tail()
-
-
-def press(machine: Machine) -> None:
-    machine.power_button()
-
-
-def ask_forced(machine: Machine) -> None:
-    with machine.client() as client:
-        client.call("shutdown", True)
-
-
-@pytest.mark.parametrize(("end", "bound"), [(press, OFF_SECONDS), (ask_forced, 10.0)])
-def test_node_powers_off(machine_factory: MachineFactory, end: Callable[[Machine], None], bound: float) -> None:
-    machine = boot(machine_factory)
-    end(machine)
-    event = machine.wait_for("shutdown", 20.0)
-    assert event["action"] == "shutdown"
-    assert machine.wait_exit(bound), machine.console_tail()
 
 
 def test_pods_have_their_grace_period_up_to_the_deadline(machine_factory: MachineFactory) -> None:
