@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from initd._native import ffi, lib
 
-EXEC_TIMEOUT = 2_000  # milliseconds; a program on a loaded, emulated machine needs some hundreds
+EXEC_TIMEOUT = 100  # milliseconds that PID 1 waits for the exec of a child; one that takes longer is seen to later
 SIGNALFD_RECORD = 128
 MODULE_INIT_COMPRESSED_FILE = 4
 NAMES_SIZE = 16_384
@@ -129,10 +129,11 @@ class Spawn(NamedTuple):
 
 
 class Child(NamedTuple):
-    """A started process; its pidfd is close-on-exec and the caller's to close."""
+    """A started process; pidfd and report (-1, or see `late_failure`) are close-on-exec and the caller's to close."""
 
     pid: int
     pidfd: int
+    report: int = -1
 
 
 class Exit(NamedTuple):
@@ -193,14 +194,14 @@ def _mask(capabilities: Collection[int]) -> int:
     return sum(1 << capability for capability in frozenset(capabilities))
 
 
-def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
-    """Start a child in a session of its own, with signals and dispositions reset; return when its program runs.
+def spawn(spec: Spawn) -> Child:
+    """Start a child in a session of its own, with signals and dispositions reset; return when its program runs, or has
+    not begun to after `EXEC_TIMEOUT` milliseconds (a frozen cgroup, a disk that hangs).
 
     Without argv the child is a copy of this interpreter in which `spawn` returns too, with a pid of 0: see fork(2). It
     holds the descriptors of `spec` only, so whatever object held another must not be touched there.
 
-    Raises SpawnError with the stage that failed. A child that has not reached its program after `timeout` milliseconds
-    (a frozen cgroup, a disk that hangs) is killed and left to the reaper; the error is then ETIMEDOUT at Stage.EXEC.
+    Raises SpawnError with the stage that failed.
     """
     argv, _argv = _strings("argv", spec.argv) if spec.argv else (ffi.NULL, [])
     envp, _envp = _strings("env", [f"{name}={value}" for name, value in spec.env.items()])
@@ -215,13 +216,22 @@ def spawn(spec: Spawn, timeout: int = EXEC_TIMEOUT) -> Child:
         "descriptors": descriptors, "descriptor_count": len(spec.fds),
         "limits": limits, "limit_count": len(spec.rlimits), "oom_score": score,
         "bounded": spec.bounding is not None, "keep": _mask(spec.bounding or ()),
-        "sealed": spec.sealed, "timeout": timeout,
+        "sealed": spec.sealed, "timeout": EXEC_TIMEOUT,
     }  # fmt: skip
     child = ffi.new("struct initd_child *")
     if lib.initd_spawn(ffi.new("struct initd_spawn *", raw), child) < 0:
-        stage = next(stage for stage in Stage if stage.value[0] == child.stage)
-        raise SpawnError(child.error, spec.argv[0] if spec.argv else "fork", stage)
-    return Child(child.pid, child.pidfd)
+        raise _spawn_error(child.stage, child.error, spec.argv)
+    return Child(child.pid, child.pidfd, child.report)
+
+
+def _spawn_error(stage: int, number: int, argv: tuple[str, ...]) -> SpawnError:
+    return SpawnError(number, argv[0] if argv else "fork", next(known for known in Stage if known.value[0] == stage))
+
+
+def late_failure(report: int, argv: tuple[str, ...]) -> SpawnError | None:
+    """What kept a child from its program after `spawn` had returned; None if nothing did. Blocks while it is alive."""
+    words = memoryview(os.read(report, 8)).cast("i")
+    return _spawn_error(words[0], words[1], argv) if words else None
 
 
 def wait_any() -> int | None:

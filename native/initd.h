@@ -50,13 +50,14 @@ struct initd_spawn {
     int bounded;           /* whether keep counts */
     uint64_t keep;         /* mask of the capabilities that stay in the bounding set */
     int sealed; /* no_new_privs, and a filter of system calls */
-    int timeout; /* milliseconds until a child that has not reached exec is killed */
+    int timeout; /* milliseconds to wait for exec */
 };
 
 struct initd_child {
     int pid, pidfd;
     int stage; /* enum initd_stage; INITD_STARTED is success */
     int error; /* errno of that stage */
+    int report; /* if exec is still to come: a pipe that gets stage and error should it fail; else -1 */
 };
 
 int initd_spawn(const struct initd_spawn *spec, struct initd_child *child);

@@ -242,8 +242,8 @@ static int is_cgroup_error(int error) {
 }
 
 /*
- * Waits until exec closes the pipe or the child says what failed. A child in a frozen cgroup, or one whose program is on
- * a disk that no longer answers, does neither, and PID 1 must not wait for it: it is killed and left to the reaper.
+ * Waits until exec closes the pipe or the child says what failed, but not for long: a child in a frozen cgroup, or one
+ * whose program is on a disk that no longer answers, does neither. Its pipe is then the caller's.
  */
 static void await_exec(int fd, int timeout, struct initd_child *child) {
     struct pollfd poller = {.fd = fd, .events = POLLIN};
@@ -252,33 +252,33 @@ static void await_exec(int fd, int timeout, struct initd_child *child) {
     do
         ready = poll(&poller, 1, timeout);
     while (ready < 0 && errno == EINTR);
-    if (ready > 0) {
-        ssize_t length = read(fd, &report, sizeof report);
-        if (length == 0)
-            return;
-        if (length != sizeof report)
-            report = (struct report){INITD_EXEC, EIO};
-    } else
-        report = (struct report){INITD_EXEC, ready == 0 ? ETIMEDOUT : errno};
+    if (ready <= 0) {
+        child->report = fd;
+        return;
+    }
+    ssize_t length = read(fd, &report, sizeof report);
+    close(fd);
+    if (length == 0)
+        return;
+    if (length != sizeof report)
+        report = (struct report){INITD_EXEC, EIO};
     child->stage = report.stage;
     child->error = report.error;
     initd_pidfd_send_signal(child->pidfd, SIGKILL);
-    if (ready > 0) {
-        siginfo_t info;
-        while (waitid((idtype_t)P_PIDFD, (id_t)child->pidfd, &info, WEXITED) < 0 && errno == EINTR)
-            continue;
-    }
+    siginfo_t info;
+    while (waitid((idtype_t)P_PIDFD, (id_t)child->pidfd, &info, WEXITED) < 0 && errno == EINTR)
+        continue;
     close(child->pidfd);
     child->pidfd = -1;
 }
 
 /*
- * Fills in `child`; returns 0 if the program runs, else -1 with the stage and its errno in `child`. Without a program it
+ * Fills in `child`; returns 0 if the program runs or is about to, else -1 with the stage and its errno in `child`. Without a program it
  * returns 0 twice, as fork(2) does: the pid is 0 in the child.
  */
 int initd_spawn(const struct initd_spawn *spec, struct initd_child *child) {
     int ends[2];
-    *child = (struct initd_child){.pid = -1, .pidfd = -1, .stage = INITD_STARTED};
+    *child = (struct initd_child){.pid = -1, .pidfd = -1, .stage = INITD_STARTED, .report = -1};
     if (pipe2(ends, O_CLOEXEC) < 0) {
         child->stage = INITD_CLONE;
         child->error = errno;
@@ -302,8 +302,8 @@ int initd_spawn(const struct initd_spawn *spec, struct initd_child *child) {
     if (child->pid < 0) {
         child->stage = spec->cgroup >= 0 && is_cgroup_error(error) ? INITD_CGROUP : INITD_CLONE;
         child->error = error;
+        close(ends[0]);
     } else
         await_exec(ends[0], spec->timeout, child);
-    close(ends[0]);
     return child->stage == INITD_STARTED ? 0 : -1;
 }

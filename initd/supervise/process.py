@@ -8,11 +8,15 @@ from initd.files import read
 
 
 class Process(NamedTuple):
-    """A process: its pid, a pidfd, which whoever holds this closes, and when it began (see `start_time`)."""
+    """A process: its pid, a pidfd, when it began (see `start_time`), and -1 or the report of its start (native.Child).
+
+    Whoever holds this closes both descriptors.
+    """
 
     pid: int
     pidfd: int
     started: int
+    report: int = -1
 
 
 def find(pid: int, cgroup: str, started: int | None = None) -> Process:

@@ -216,7 +216,7 @@ class Service:
             for descriptor in (cgroup, null):
                 if descriptor >= 0:
                     os.close(descriptor)
-        self.process = Process(child.pid, child.pidfd, start_time(child.pid))
+        self.process = Process(child.pid, child.pidfd, start_time(child.pid), child.report)
         self.status_text = self._errno = ""
         self.watchdog_seconds = self.spec.watchdog_seconds
         self._oom_kills = cgroups.oom_kills(self.spec.cgroup)
@@ -268,9 +268,10 @@ class Service:
         self._receive()  # its last words: why it ends, or who it is from now on
         if self.process is None or end.pid != self.process.pid:
             return
+        late = self.process.report >= 0 and native.late_failure(self.process.report, self.argv)
         self._let_go(self.process)
         self.process = None
-        self.last_exit = describe(end) + self._errno
+        self.last_exit = str(late or describe(end) + self._errno)
         if cgroups.oom_kills(self.spec.cgroup) > self._oom_kills:
             self.last_exit += " (out of memory)"
         self._after_end()
@@ -297,7 +298,9 @@ class Service:
     def _let_go(self, process: Process) -> None:
         if self._loop is not None:
             self._loop.remove_reader(process.pidfd)
-        os.close(process.pidfd)
+        for descriptor in (process.pidfd, process.report):
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def _hand_over(self, pid: int) -> str | None:
         """Take another process of its cgroup for the main one; returns what is wrong with it."""

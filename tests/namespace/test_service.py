@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 from initd import cgroups, files, native
@@ -79,6 +80,31 @@ def test_a_program_that_is_missing_is_named(scene: Scene) -> None:
         return service.history[-1]["reason"]
 
     assert scene(act) == "/usr/bin/no-such-program: exec: No such file or directory"
+
+
+def test_a_start_that_hangs_is_seen_to_later(scene: Scene) -> None:
+    """The cgroup above is frozen, which holds a child up before its exec as a disk that hangs would."""
+
+    async def act(node: Init) -> tuple[float, list[str]]:
+        service = node.service(("/usr/bin/no-such-program",), start_seconds=0.5)
+        freeze = f"{cgroups.ROOT}/cgroup.freeze"
+        cgroups._write(freeze, "1")
+        descriptors = len(os.listdir("/proc/self/fd"))
+        begun = time.monotonic()
+        service.start()
+        blocked = time.monotonic() - begun
+        await until(lambda: service.last_exit is not None)
+        first = service.last_exit
+        await until(lambda: service.state is State.STARTING)
+        cgroups._write(freeze, "0")
+        await until(lambda: service.last_exit != first)
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        return blocked, [str(entry["reason"]) for entry in service.history]
+
+    blocked, reasons = scene(act)
+    assert blocked < 1.0
+    assert reasons[1:3] == ["not ready 0.5 s after its start", "killed by SIGKILL"]
+    assert reasons[4] == "/usr/bin/no-such-program: exec: No such file or directory"
 
 
 def test_a_double_fork_that_ignores_sigterm_does_not_escape_a_stop(scene: Scene) -> None:
