@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import struct
+from contextlib import suppress
 
 DEVICE = "/dev/watchdog0"
 STATUS = "/sys/class/watchdog/watchdog0/bootstatus"
@@ -23,18 +24,18 @@ SOFTDOG = "softdog: Initiating system reboot"  # the kernel's drivers/watchdog/s
 KEEP_ALIVE, SET_TIMEOUT, GET_TIMEOUT, CARD_RESET = 0x80045705, 0xC0045706, 0x80045707, 0x20
 _INT = struct.Struct("@i")
 LOG_BYTES = 64 << 10
+UNKNOWN_SECONDS = 10  # the timeout of one that does not tell it: shorter than any that drivers begin with
 
 
 def start(seconds: int) -> tuple[int, int]:
     """Begin to be watched: the descriptor, and after how many seconds without `feed` the machine is reset, which may
-    differ from what was asked. Raises OSError, FileNotFoundError if there is no watchdog.
+    differ from what was asked. Raises OSError if it cannot be opened, FileNotFoundError if there is no watchdog.
     """
     fd = os.open(DEVICE, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        granted = fcntl.ioctl(fd, SET_TIMEOUT, _INT.pack(seconds))
-    except OSError:  # it has one timeout, or takes no such long one
-        granted = fcntl.ioctl(fd, GET_TIMEOUT, _INT.pack(0))
-    return fd, _INT.unpack(granted)[0]
+    for request in (SET_TIMEOUT, GET_TIMEOUT):  # it has one timeout, or takes no such long one
+        with suppress(OSError):
+            return fd, _INT.unpack(fcntl.ioctl(fd, request, _INT.pack(seconds)))[0] or UNKNOWN_SECONDS
+    return fd, UNKNOWN_SECONDS  # it is armed, and must be fed
 
 
 def feed(fd: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,3 +62,24 @@ def test_without_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "PSTORE", "/nowhere")
     monkeypatch.setattr(watchdog, "STATUS", "/nowhere")
     assert watchdog.last_boot() == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("answers", "seconds"), [([30], 30), ([OSError(), 90], 90), ([OSError(), OSError()], 10), ([0], 10)]
+)
+def test_one_that_is_armed_is_fed_whatever_it_says_of_its_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[int | OSError], seconds: int
+) -> None:
+    def ioctl(_fd: int, _request: int, _value: bytes) -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer.to_bytes(4, sys.byteorder)
+
+    (tmp_path / "watchdog0").touch()
+    monkeypatch.setattr(watchdog, "DEVICE", str(tmp_path / "watchdog0"))
+    monkeypatch.setattr("initd.watchdog.fcntl.ioctl", ioctl)
+    fd, granted = watchdog.start(60)
+    os.close(fd)
+    assert granted == seconds
+    assert not answers
