@@ -5,6 +5,7 @@ All are asked in one coalesced tick, so that an idle node wakes up rarely.
 
 import asyncio
 import errno
+from contextlib import suppress
 
 from initd import log, watchdog
 from initd.events import boottime
@@ -26,29 +27,48 @@ _SETTINGS = 4
 
 
 async def watch(node: Node) -> None:
-    """Ask for ever: every `TICK` seconds, and sooner while a service is not known to be healthy yet. Each time
-    the hardware's watchdog is told that the loop runs.
+    """Ask for ever: every `TICK` seconds, and sooner while a service is not known to be healthy yet. The same ticks
+    tell the hardware's watchdog that the loop runs, however long the services take to answer.
     """
-    changed = asyncio.Event()
-    node.on_service_change = changed.set
-    delay = SOON
-    while True:
-        changed.clear()
-        longest = TICK if node.watchdog is None else min(TICK, node.watchdog[1] / 2)
+    loop, due, delay, waiting, unfed = asyncio.get_running_loop(), asyncio.Event(), SOON, False, False
+    timer: asyncio.Handle = loop.call_soon(due.set)
+
+    def tick() -> None:
+        nonlocal timer, unfed
+        timer.cancel()
+        timer = loop.call_later(TICK if node.watchdog is None else min(TICK, node.watchdog[1] / 2), tick)
+        due.set()
         if node.watchdog is not None:
-            watchdog.feed(node.watchdog[0])
-        services = list(node.services.values())
-        for outcome in await asyncio.gather(*map(ask, services), return_exceptions=True):
-            if isinstance(outcome, Exception):  # one service's fault must not end the watch over the others
-                log.exception("liveness", outcome)
-        waiting = any(s.state is State.RUNNING and not s.healthy for s in node.services.values())
-        delay = min(delay * 1.5, longest) if waiting else longest
-        try:
-            async with asyncio.timeout(delay):
-                await changed.wait()
-                delay = SOON
-        except TimeoutError:
-            pass  # the tick
+            before, unfed = unfed, False
+            try:
+                watchdog.feed(node.watchdog[0])
+            except OSError as error:
+                unfed = True
+                if not before:
+                    log.error("the hardware's watchdog is not fed", error=str(error))
+
+    def changed() -> None:
+        nonlocal delay
+        delay = SOON
+        tick()
+
+    node.on_service_change = changed
+    try:
+        tick()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay if waiting else None):
+                    await due.wait()
+            due.clear()
+            services = list(node.services.values())
+            for outcome in await asyncio.gather(*map(ask, services), return_exceptions=True):
+                if isinstance(outcome, Exception):  # one service's fault must not end the watch over the others
+                    log.exception("liveness", outcome)
+            waiting = any(s.state is State.RUNNING and not s.healthy for s in node.services.values())
+            delay = min(delay * 1.5, TICK)
+    finally:
+        node.on_service_change = lambda: None
+        timer.cancel()
 
 
 async def ask(service: Service) -> None:

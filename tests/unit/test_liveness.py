@@ -7,18 +7,21 @@ import errno
 import os
 import resource
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from initd import log, watchdog
 from initd.services import HttpProbe, ServiceSpec
 from initd.supervise import liveness
 from initd.supervise.service import Service
 from initd.supervise.states import State
+from tests.unit.api_support import until
 from tests.unit.core_support import World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SPEC = ServiceSpec("kubelet", ("/bin/kubelet",), {}, "kubelet", liveness=HttpProbe("127.0.0.1", 10248, "/healthz"))
@@ -201,3 +204,56 @@ def test_an_answer_about_one_that_is_gone_counts_for_nothing(bench: Bench) -> No
         liveness.http = before
     assert bench.service.state is State.RUNNING
     assert bench.service.trouble_since is None
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, feed: Callable[[], None], ask: Callable[[], Any], *, done: Any) -> None:
+    """Watch over one healthy service and a watchdog of 20 ms until `done`."""
+
+    async def asked(_service: object) -> None:
+        await ask()
+
+    async def whole() -> None:
+        healthy = SimpleNamespace(state=State.RUNNING, healthy=True)
+        node = SimpleNamespace(services={"kubelet": healthy}, workers={}, watchdog=None)
+        watching = asyncio.create_task(liveness.watch(cast("Any", node)))
+        await asyncio.sleep(0)
+        node.watchdog = (9, 0.02)
+        node.on_service_change()
+        await until(lambda: done() or watching.done())
+        assert not watching.done()
+        watching.cancel()
+
+    monkeypatch.setattr(watchdog, "feed", lambda _fd: feed())
+    monkeypatch.setattr(liveness, "ask", asked)
+    asyncio.run(whole())
+
+
+def test_one_tick_asks_the_services_and_feeds_the_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    async def ask() -> None:
+        done.append("ask")
+
+    watch(monkeypatch, lambda: done.append("feed"), ask, done=lambda: len(done) > 15)
+    second = done.index("feed", done.index("feed") + 1)  # the first is out of turn: the watchdog was just found
+    assert done[second : second + 10] == ["feed", "ask"] * 5
+
+
+def test_a_service_that_hangs_does_not_keep_the_watchdog_from_being_fed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    watch(monkeypatch, lambda: fed.append(1), lambda: asyncio.Event().wait(), done=lambda: len(fed) > 5)
+
+
+def test_a_watchdog_that_fails_is_said_once_and_the_services_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    said: list[str] = []
+
+    def feed() -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    async def ask() -> None:
+        asked.append(1)
+
+    monkeypatch.setattr(log, "error", lambda event, **_fields: said.append(event))
+    watch(monkeypatch, feed, ask, done=lambda: len(asked) > 5)
+    assert said == ["the hardware's watchdog is not fed"]
