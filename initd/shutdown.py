@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from initd import cgroups, log, mounts, native
 from initd.events import boottime
+from initd.files import read
 from initd.supervise.states import State
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ async def end_pods(node: Node, shutdown: Shutdown) -> None:
             await containers.call("stop", seconds, timeout=seconds + 1)
         except Exception as failure:  # noqa: BLE001 the worker or containerd is not there: the pods end all the same
             log.warning("pods not stopped by containerd", error=str(failure))
-            _signal(cgroups.processes("kubepods"))
+            _signal(cgroups.processes("kubepods"), "kubepods")
             await _wait(lambda: not cgroups.populated("kubepods"), shutdown.left() / 2)
     cgroups.kill("kubepods")
     cgroups.kill("shims")
@@ -181,20 +182,21 @@ def _is_user_process(pid: int) -> bool:
     return True
 
 
-def _signal(pids: list[int]) -> None:
+def _signal(pids: list[int], cgroup: str = "") -> None:
     for pid in pids:
-        _send(pid, signal.SIGTERM)
-        _send(pid, signal.SIGCONT)
+        _send(pid, signal.SIGTERM, cgroup)
+        _send(pid, signal.SIGCONT, cgroup)
 
 
-def _send(pid: int, number: signal.Signals) -> None:
-    """Signal through a pidfd: a pid that was taken again meanwhile is hit by no more than the lookup's race."""
+def _send(pid: int, number: signal.Signals, cgroup: str = "") -> None:
+    """Signal a process, if it is in `cgroup`: a pid that was listed there may have become another's meanwhile."""
     try:
         descriptor = native.pidfd_open(pid)
     except OSError:
         return  # ended already
     try:
-        native.pidfd_send_signal(descriptor, number)
+        if not cgroup or f"{read(f'/proc/{pid}/cgroup')}/".startswith(f"0::/{cgroup}/"):
+            native.pidfd_send_signal(descriptor, number)
     except ProcessLookupError:
         pass  # ended in between
     finally:

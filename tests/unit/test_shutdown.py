@@ -180,6 +180,26 @@ def test_a_reboot_that_is_refused_is_tried_again(machine: Machine) -> None:
     assert machine.run(lambda node: shutdown.request(node, "shutdown", by="the test"))[-2:] == ["POWER_OFF", "RESTART"]
 
 
+def test_a_pid_that_has_become_another_s_is_not_signalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    where = {7: "0::/kubepods/burstable/pod1", 8: "0::/kubepods2", 9: "0::/kubepods"}
+    opened: dict[int, int] = {}
+    sent: list[int] = []
+
+    def pidfd_open(pid: int) -> int:
+        descriptor = os.open("/dev/null", os.O_RDONLY)
+        opened[descriptor] = pid
+        return descriptor
+
+    monkeypatch.setattr(shutdown, "read", lambda path: where[int(path.split("/")[2])])
+    monkeypatch.setattr(native, "pidfd_open", pidfd_open)
+    monkeypatch.setattr(native, "pidfd_send_signal", lambda descriptor, _number: sent.append(opened[descriptor]))
+    shutdown._signal([*where], "kubepods")
+    assert sent == [7, 7, 9, 9], "SIGTERM and SIGCONT"
+    sent.clear()
+    shutdown._signal([*where])
+    assert set(sent) == set(where), "at the end nobody is spared"
+
+
 def test_mounts_are_taken_down_from_the_deepest(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, bool]] = []
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
