@@ -6,6 +6,7 @@ then takes over what runs. Nothing raised anywhere below reaches the kernel: PID
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 import sys
@@ -88,6 +89,7 @@ def _loop(
         loop.call_soon(native.resumed)  # to have come as far as the loop is to have succeeded
     _reap(node)  # what ended before signals were read
     node.spawn_task(sequence.finish(), "boot")
+    gc.enable()
     loop.run_forever()
 
 

@@ -198,4 +198,5 @@ def run_forked(name: str, kept: int) -> NoReturn:
 
 async def _serve(name: str, kept: int) -> None:
     worker = importlib.import_module(f"initd.{name}.worker")
+    gc.enable()  # see initd.__main__
     await worker.serve(Link(kept=kept))
