@@ -12,7 +12,7 @@ def main() -> int:
 
         return worker.main(sys.argv[2])
     if os.getpid() == 1:
-        gc.disable()  # until the loop runs: to look through what imports make costs a twelfth of their time, for nothing
+        gc.disable()  # until the loop runs: to look through what imports make costs a twelfth of their time for nothing
         from initd import init  # noqa: PLC0415 see above
 
         init.main()
