@@ -25,6 +25,7 @@ IMAGES = "/usr/share/initd/images"
 RESCUE = "/usr/lib/initd/rescue"
 BACKLOG = 128
 WATCHDOG_SECONDS = 60
+WATCHDOG_POLL = 0.1
 
 
 def mount_table(node: Node) -> None:
@@ -298,11 +299,14 @@ async def import_images(node: Node) -> None:
 
 async def start_watchdog(node: Node) -> None:
     """Let the hardware's watchdog watch PID 1, and see what it and the kernel say of the last boot's end."""
-    from initd import watchdog  # noqa: PLC0415 the loop runs now
+    import asyncio  # noqa: PLC0415 the loop runs now
 
-    wanted = node.config.watchdog if node.config is not None else None
-    if wanted is not None and wanted.software and not os.path.exists(watchdog.DEVICE):
-        await node.workers["devices"].call("modprobe", "softdog")
+    from initd import watchdog  # noqa: PLC0415
+
+    while not os.path.exists(watchdog.DEVICE):  # a module makes it; what becomes of other devices is nothing to it
+        if any(phase["name"] == "devices" for phase in node.boot_phases):
+            break
+        await asyncio.sleep(WATCHDOG_POLL)
     cause, log_text = watchdog.last_boot()
     node.last_boot = {"cause": cause, "log": log_text}
     if cause is not None:
@@ -311,8 +315,11 @@ async def start_watchdog(node: Node) -> None:
         watchdog.keep_log()
     except OSError as error:
         log.warning("the next boot will not know this one's end", error=str(error))
+    wanted = node.config.watchdog if node.config is not None else None
     if wanted is not None and not wanted.seconds:
         raise Skipped("watchdog.seconds is 0")
+    if wanted is not None and wanted.software and not os.path.exists(watchdog.DEVICE):
+        await node.workers["devices"].call("modprobe", "softdog")
     try:
         node.watchdog = watchdog.start(wanted.seconds if wanted is not None else WATCHDOG_SECONDS)
     except FileNotFoundError:
@@ -375,5 +382,5 @@ PHASES = (
     Phase("images", import_images, after=("containerd", "workers")),
     Phase("liveness", watch_services, each_life=True),
     Phase("rescue", keep_rescue),
-    Phase("watchdog", start_watchdog, after=("devices", "liveness")),
+    Phase("watchdog", start_watchdog, after=("liveness",)),
 )

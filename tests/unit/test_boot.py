@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from initd import boot
+from initd import boot, watchdog
 from initd.boot import PHASES
 from initd.node import Node
 from initd.phases import Phase, Sequence, Skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
     from initd.api.types import BootPhase
 
@@ -172,3 +173,33 @@ def test_without_a_configuration_there_is_maintenance(error: str | None) -> None
     node.config_error = error
     with pytest.raises(RuntimeError, match=error or "no source of configuration"):
         boot.judge_configuration(node)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["slow devices", "devices that fail"])
+def test_the_watchdog_does_not_depend_on_the_other_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, there: bool
+) -> None:
+    node, found = Node(), asyncio.Event()
+    node.on_service_change = found.set
+
+    async def devices(_node: Node) -> None:
+        if there:
+            async with asyncio.timeout(5):
+                await found.wait()
+        raise RuntimeError("not settled")
+
+    def start(seconds: int) -> tuple[int, int]:
+        if not there:
+            raise FileNotFoundError
+        return 9, seconds
+
+    monkeypatch.setattr(watchdog, "DEVICE", str(tmp_path if there else tmp_path / "none"))
+    monkeypatch.setattr(watchdog, "start", start)
+    monkeypatch.setattr(watchdog, "last_boot", lambda: ("panic", "log"))
+    monkeypatch.setattr(watchdog, "keep_log", lambda: None)
+    monkeypatch.setattr(boot, "WATCHDOG_POLL", 0.001)
+    real = next(phase for phase in PHASES if phase.name == "watchdog")
+    _, phases = run(Phase("devices", devices), Phase("liveness", later()), real, node=node)
+    assert phases["devices"]["error"] == "not settled"
+    assert node.last_boot == {"cause": "panic", "log": "log"}
+    assert (phases["watchdog"]["status"], node.watchdog) == (("done", (9, 60)) if there else ("skipped", None))
