@@ -147,21 +147,39 @@ async def end_all(_node: Node, shutdown: Shutdown) -> None:
         await _wait(lambda: not others(), 1.0)
 
 
-async def unmount_and_sync(_node: Node, shutdown: Shutdown) -> None:
-    """umount2(2) and sync(2) in a child: a file system that never answers blocks the child, not PID 1."""
-    seconds = min(shutdown.left(), SYNC_SECONDS)
-    child = os.fork()
-    if child == 0:
-        try:
-            _unmount_all()
-            os.sync()
-        finally:
-            os._exit(0)  # whatever happened: there is one PID 1
-    if not await _wait(lambda: not os.path.exists(f"/proc/{child}/exe"), seconds):
-        log.warning("unmount and sync did not end in time", seconds=round(seconds, 1))
+async def sync(_node: Node, shutdown: Shutdown) -> None:
+    """sync(2), before an umount that may never end."""
+    await _in_child(os.sync, min(shutdown.left() / 2, SYNC_SECONDS))
 
 
-STEPS = (stop_kubelet, end_pods, stop_services, end_all, unmount_and_sync)
+async def unmount(_node: Node, shutdown: Shutdown) -> None:
+    """umount2(2) of all there is, and sync(2) of what that left."""
+    await _in_child(_unmount_all, min(shutdown.left(), SYNC_SECONDS))
+
+
+STEPS = (stop_kubelet, end_pods, stop_services, end_all, sync, unmount)
+
+
+async def _in_child(work: Callable[[], None], seconds: float) -> None:
+    """A file system that never answers blocks the child, not PID 1."""
+    child = 0
+
+    def ended() -> bool:
+        nonlocal child
+        if child == 0:
+            try:
+                child = os.fork()
+            except OSError:
+                return False  # no memory or no pid now: tried again in a moment
+            if child == 0:
+                try:
+                    work()
+                finally:
+                    os._exit(0)  # whatever happened: there is one PID 1
+        return not os.path.exists(f"/proc/{child}/exe")
+
+    if not await _wait(ended, seconds):
+        log.warning("file systems not synced or unmounted in time", seconds=round(seconds, 1))
 
 
 async def _stop(service: Service, seconds: float) -> None:
@@ -217,6 +235,7 @@ def _unmount_all() -> None:
                 log.debug("not unmounted", target=target, error=str(error))
             else:
                 break
+    os.sync()
 
 
 def _finish(shutdown: Shutdown) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from initd import cgroups, native, shutdown
+from initd import cgroups, log, native, shutdown
 from initd.node import Node
 from initd.supervise.states import State
 
@@ -52,16 +53,15 @@ class Machine:
         patch.setattr(cgroups, "populated", lambda _path: False)
         patch.setattr(shutdown, "POLL", 0.0)
         patch.setattr(shutdown, "_is_user_process", lambda _pid: False)
-        patch.setattr(os, "fork", self.fork)
+        patch.setattr(shutdown, "_in_child", self.in_child)
 
     def kill(self, path: str) -> None:
         self.did.append(f"kill {path}")
         if path in self.services:
             self.services[path].state = State.DOWN
 
-    def fork(self) -> int:
-        self.did.append("unmount and sync")
-        return 999_999_999  # no such process: it has ended
+    async def in_child(self, work: Callable[[], None], _seconds: float) -> None:
+        self.did.append(work.__name__)
 
     def reboot(self, command: RebootCommand) -> None:
         self.did.append(command.name)
@@ -100,7 +100,8 @@ def test_everything_ends_in_order(machine: Machine) -> None:
         "kill shims",
         "stop network",
         "stop containerd",
-        "unmount and sync",
+        "sync",
+        "_unmount_all",
         "POWER_OFF",
     ]
     assert machine.node.phase == "stopping"
@@ -200,6 +201,35 @@ def test_a_pid_that_has_become_another_s_is_not_signalled(monkeypatch: pytest.Mo
     assert set(sent) == set(where), "at the end nobody is spared"
 
 
+def test_a_fork_that_is_refused_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = [OSError(errno.EAGAIN, "fork"), OSError(errno.ENOMEM, "fork")]
+    fork = os.fork
+
+    def refused() -> int:
+        if refusals:
+            raise refusals.pop()
+        return fork()
+
+    monkeypatch.setattr(os, "fork", refused)
+    source, sink = os.pipe()
+    asyncio.run(shutdown._in_child(lambda: cast("None", os.write(sink, b"done")), 10.0))
+    os.close(sink)
+    with open(source, "rb") as stream:
+        assert stream.read() == b"done"
+    os.wait()
+
+
+def test_what_never_ends_in_the_child_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, **_: warned.append(text))
+    source, sink = os.pipe()  # to be read until this test has closed it
+    asyncio.run(shutdown._in_child(lambda: cast("None", (os.close(sink), os.read(source, 1))), 0.05))
+    assert warned == ["file systems not synced or unmounted in time"]
+    os.close(sink)
+    os.close(source)
+    os.wait()
+
+
 def test_mounts_are_taken_down_from_the_deepest(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, bool]] = []
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
@@ -211,7 +241,9 @@ def test_mounts_are_taken_down_from_the_deepest(monkeypatch: pytest.MonkeyPatch)
             raise OSError(16, "umount: Device or resource busy", target)
 
     monkeypatch.setattr(native, "umount", umount)
+    monkeypatch.setattr(os, "sync", lambda: asked.append(("sync", True)))
     shutdown._unmount_all()
+    assert asked.pop() == ("sync", True)
     assert [lazy for _, lazy in asked] == [False, True] * (len(asked) // 2)
     order = [target for target, lazy in asked if lazy]
     assert {target for target in order if "\\" not in target} >= {target for target in targets if "\\" not in target}
