@@ -223,7 +223,12 @@ def test_what_never_ends_in_the_child_is_left_to_itself(monkeypatch: pytest.Monk
     warned: list[str] = []
     monkeypatch.setattr(log, "warning", lambda text, **_: warned.append(text))
     source, sink = os.pipe()  # to be read until this test has closed it
-    asyncio.run(shutdown._in_child(lambda: cast("None", (os.close(sink), os.read(source, 1))), 0.05))
+
+    def read() -> None:
+        os.close(sink)
+        os.read(source, 1)
+
+    asyncio.run(shutdown._in_child(read, 0.05))
     assert warned == ["file systems not synced or unmounted in time"]
     os.close(sink)
     os.close(source)
