@@ -148,7 +148,7 @@ async def end_all(_node: Node, shutdown: Shutdown) -> None:
 
 
 async def sync(_node: Node, shutdown: Shutdown) -> None:
-    """Have sync(2) done before an umount that may never end."""
+    """Write everything back, before an umount that may never end."""
     await _in_child(os.sync, min(shutdown.left() / 2, SYNC_SECONDS))
 
 
