@@ -1,7 +1,6 @@
 """PID 1's side of a worker: a service of its own that answers calls and sends notifications over a socketpair."""
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -51,7 +50,7 @@ class Worker(Service):
         self._kept: list[int] = []
         self._wake_after: float | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._is_up = asyncio.Event()
+        self._settled = asyncio.Event()
 
     def on(self, method: str, handler: Callable[..., None]) -> None:
         """Have notifications `method` go to `handler` from now on; the last that came too early, at once."""
@@ -92,8 +91,11 @@ class Worker(Service):
 
     def _up(self) -> None:
         self.handle(Event.READY, "running")
-        if self.state is State.RUNNING:  # else it has ended in between, or is about to
-            self._is_up.set()
+
+    def _enter(self, state: State, reason: str) -> None:
+        super()._enter(state, reason)
+        if state not in {State.STARTING, State.STOPPING, State.RESTARTING, State.FAILING}:
+            self._settled.set()  # for calls that wait, whatever became of it
 
     def ended(self) -> None:
         """Its calls can never be answered any more. One that rests is watched for."""
@@ -156,8 +158,18 @@ class Worker(Service):
 
     async def call(self, method: str, *params: object, timeout: float = TIMEOUT) -> Any:
         """Call a method of the worker. Raises ApiError: the worker's own, or UNAVAILABLE, or DEADLINE_EXCEEDED."""
-        if self.state in {State.DOWN, State.STOPPING} and not self.retired:
-            await self._wake_for_call()
+        try:
+            async with asyncio.timeout(timeout):
+                if self.state in {State.DOWN, State.STOPPING} and not self.retired:  # it rests, or is about to
+                    self._settled.clear()
+                    self.start("called")
+                    await self._settled.wait()
+                return await self._ask(method, params)
+        except TimeoutError:
+            text = f"worker {self.spec.name}: no answer to {method} in {timeout:g} s"
+            raise ApiError(Code.DEADLINE_EXCEEDED, text) from None
+
+    async def _ask(self, method: str, params: tuple[object, ...]) -> Any:
         if self._socket is None or self._loop is None:
             raise self._unavailable(self.last_exit or "not running")
         if len(self._unsent) > UNSENT_BYTES:
@@ -168,21 +180,9 @@ class Worker(Service):
         self._calls[msgid] = future
         self._send(request)
         try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            text = f"worker {self.spec.name}: no answer to {method} in {timeout:g} s"
-            raise ApiError(Code.DEADLINE_EXCEEDED, text) from None
+            return await future
         finally:
             self._calls.pop(msgid, None)
-
-    async def _wake_for_call(self) -> None:
-        """Start a resting worker, or one about to rest, and wait until it is up (or fails, which `call` then says)."""
-        self._is_up.clear()
-        self.start("called")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(TIMEOUT):
-                await self._is_up.wait()
 
     def _send(self, data: bytes) -> None:
         if self._socket is None:

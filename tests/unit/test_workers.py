@@ -263,6 +263,30 @@ def test_a_call_starts_one_that_rests_even_while_it_ends(play: Callable[..., Non
     play(scene)
 
 
+def test_a_call_waits_for_one_that_rests_no_longer_than_it_may_nor_for_one_that_fails(
+    play: Callable[..., None],
+) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        await rest(bench, None)
+        bench.world.kernel.refuse = OSError(11, "clone: Resource temporarily unavailable")
+        assert (await failure(asyncio.ensure_future(bench.worker.call("pods"))))[0] is Code.UNAVAILABLE
+        bench.world.kernel.refuse = None
+        await until(lambda: bench.worker.state is State.RUNNING)
+        bench.world.clock.now += 2
+        bench.offer(None)
+        await until(lambda: bench.worker.state is State.STOPPING)
+        late = await failure(asyncio.ensure_future(bench.worker.call("pods", timeout=0.01)))
+        assert late == (Code.DEADLINE_EXCEEDED, "worker probe: no answer to pods in 0.01 s")
+        call = asyncio.ensure_future(bench.worker.call("pods"))
+        await asyncio.sleep(0)
+        bench.world.kernel.refuse = OSError(11, "clone: Resource temporarily unavailable")
+        bench.world.end(bench.worker)
+        assert (await failure(call))[0] is Code.UNAVAILABLE
+
+    play(scene)
+
+
 def test_its_time_starts_one_that_rests(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "WAKE_SECONDS", (0.01, 0.02))
 
