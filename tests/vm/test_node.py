@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from initd import cgroups, services
 from qemu.probe import http_get
 from tests.vm import manifests
 from tests.vm.conftest import pods, until
@@ -100,6 +101,22 @@ def test_processes_are_in_their_cgroups(running: Machine, probe: Probe) -> None:
     assert pid1["cgroup"] == "/initd/pid1"
     workers = {process["cgroup"] for process in probe.processes() if process["comm"].startswith("initd-")}
     assert workers == {"/initd/network", "/initd/devices", "/initd/containers"}
+
+
+def test_the_kernel_has_the_cgroups_settings(running: Machine, probe: Probe) -> None:
+    """Protection that the level above lacks is none, and without its controller a cgroup has no such file at all."""
+    with running.client() as client:
+        for method in ("links", "disks", "images"):
+            client.call(method)
+    wanted = {f"{path}/{name}": str(value) for path, settings in cgroups.TREE for name, value in settings.items()}
+    wanted |= {f"initd/{name}/memory.max": str(memory) for name, (memory, _) in services.WORKERS.items()}
+    assert wanted.keys() >= {"initd/memory.min", "initd/pid1/memory.min", "runtime/memory.min", "kubelet/memory.low"}
+    assert {path: probe.read(f"{cgroups.ROOT}/{path}").strip() for path in wanted} == wanted
+    there = set(probe.read(f"{cgroups.ROOT}/cgroup.controllers").split())
+    assert there >= {"cpuset", "cpu", "io", "memory", "pids"}
+    for parent in ("", "initd/"):
+        enabled = probe.read(f"{cgroups.ROOT}/{parent}cgroup.subtree_control").split()
+        assert there & set(cgroups.CONTROLLERS) <= set(enabled), parent
 
 
 def test_limits_and_oom_scores(probe: Probe) -> None:
