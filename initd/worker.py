@@ -28,6 +28,7 @@ from initd.api import types as _types  # noqa: F401 made once, for all workers a
 from initd.api.protocol import ApiError, Code, Decoder, Limits, Notification, Request, Response, encode
 
 LINK_FD = 3
+PING = "ping"  # what the link itself answers: its worker's loop runs
 QUIET_SECONDS = 20.0
 ANSWER_SECONDS = 1.0
 DESCRIPTORS = 16  # that PID 1 takes
@@ -55,7 +56,7 @@ class Link:
         self._busy = True
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self._handlers: dict[str, Callable[..., Awaitable[object]]] = {}
+        self._handlers: dict[str, Callable[..., Awaitable[object]]] = {PING: _ping}
         self._running: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
 
@@ -106,7 +107,8 @@ class Link:
 
     def _start(self, message: Request | Notification) -> None:
         self._received += 1
-        self.touch()
+        if message.method != PING:  # which is no work: one that has nothing else to do may rest
+            self.touch()
         task = asyncio.create_task(self._answer(message))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -141,6 +143,10 @@ class Link:
         async with self._sending:
             with suppress(OSError):  # PID 1 has closed its end, as serve() is about to see
                 await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
+
+async def _ping() -> bool:
+    return True
 
 
 def configure_log() -> None:

@@ -27,17 +27,23 @@ _SETTINGS = 4
 
 
 async def watch(node: Node) -> None:
-    """Ask for ever: every `TICK` seconds, and sooner while a service is not known to be healthy yet. The same ticks
-    tell the hardware's watchdog that the loop runs, however long the services take to answer.
+    """Ask for ever: every `TICK` seconds, and sooner while a service is not known to be healthy yet. At the same ticks
+    workers are asked, and the hardware's watchdog is told that the loop runs, however long the answers take.
     """
     loop, due, delay, waiting, unfed = asyncio.get_running_loop(), asyncio.Event(), SOON, False, False
-    timer: asyncio.Handle = loop.call_soon(due.set)
+    timer = loop.call_later(0, due.set)
+
+    def period() -> float:
+        return TICK if node.watchdog is None else min(TICK, node.watchdog[1] / 2)
 
     def tick() -> None:
         nonlocal timer, unfed
         timer.cancel()
-        timer = loop.call_later(TICK if node.watchdog is None else min(TICK, node.watchdog[1] / 2), tick)
+        timer = loop.call_later(period(), tick)
         due.set()
+        for worker in node.workers.values():
+            if worker.state is State.RUNNING:  # else it rests, or ends
+                node.spawn_task(worker.ping(PATIENCE), f"liveness of {worker.spec.name}")
         if node.watchdog is not None:
             before, unfed = unfed, False
             try:
@@ -50,7 +56,9 @@ async def watch(node: Node) -> None:
     def changed() -> None:
         nonlocal delay
         delay = SOON
-        tick()
+        due.set()
+        if timer.when() > loop.time() + period():  # a watchdog has just been found
+            tick()
 
     node.on_service_change = changed
     try:

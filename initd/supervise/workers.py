@@ -184,6 +184,15 @@ class Worker(Service):
         finally:
             self._calls.pop(msgid, None)
 
+    async def ping(self, timeout: float) -> None:
+        """End one that runs and does not answer within `timeout` seconds, to start it again."""
+        process = self.process
+        try:
+            await self.call(worker.PING, timeout=timeout)
+        except ApiError as error:
+            if self.process is process:  # else it has ended by itself
+                self.handle(Event.UNHEALTHY, error.message)
+
     def _send(self, data: bytes) -> None:
         if self._socket is None:
             return

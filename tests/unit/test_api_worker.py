@@ -215,3 +215,26 @@ def test_a_quiet_worker_offers_to_end_and_one_with_a_call_under_way_does_not(mon
     link(test, rest)
     os.close(reading)
     os.close(writing)
+
+
+def test_the_link_answers_a_ping_which_does_not_keep_a_worker_from_resting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "ANSWER_SECONDS", 0.0)
+
+    async def test(connection: worker.Link, parent: Parent) -> None:
+        connection._busy = False  # for a while
+        resting = asyncio.ensure_future(until(lambda: offered))
+        msgid = 0
+        while not resting.done():
+            parent.send(Request(msgid := msgid + 1, "ping", []))
+            while (message := await parent.read()) != Response(msgid, None, True):
+                assert isinstance(message, Notification)
+        await resting
+
+    offered: list[worker.Rest] = []
+
+    def rest() -> worker.Rest:
+        offered.append(worker.Rest(None, []))
+        return offered[0]
+
+    link(test, rest)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from initd import log, watchdog
+from initd.node import Node
 from initd.services import HttpProbe, ServiceSpec
 from initd.supervise import liveness
 from initd.supervise.service import Service
@@ -257,3 +258,28 @@ def test_a_watchdog_that_fails_is_said_once_and_the_services_are_asked(monkeypat
     monkeypatch.setattr(log, "error", lambda event, **_fields: said.append(event))
     watch(monkeypatch, feed, ask, done=lambda: len(asked) > 5)
     assert said == ["the hardware's watchdog is not fed"]
+
+
+def test_workers_that_run_are_asked_at_each_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def worker(name: str, state: State) -> Any:
+        async def ping(seconds: float) -> None:
+            assert seconds == liveness.PATIENCE
+            asked.append(name)
+
+        return SimpleNamespace(spec=SimpleNamespace(name=name), state=state, ping=ping)
+
+    async def whole() -> None:
+        node = Node()
+        node.loop = asyncio.get_running_loop()
+        node.workers = {"network": worker("network", State.RUNNING), "devices": worker("devices", State.DOWN)}
+        watching = asyncio.create_task(liveness.watch(node))
+        await until(lambda: len(asked) == 3 or watching.done())
+        node.on_service_change()  # of which there may be many
+        watching.cancel()
+        await asyncio.gather(*node.tasks, return_exceptions=True)
+
+    monkeypatch.setattr(liveness, "TICK", 0.01)
+    asyncio.run(whole())
+    assert asked == ["network"] * 3

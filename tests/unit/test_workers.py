@@ -226,6 +226,26 @@ def test_notifications_reach_their_handlers_even_late_ones(play: Callable[..., N
     play(scene)
 
 
+def test_one_that_runs_and_does_not_answer_is_ended(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        ping = asyncio.ensure_future(bench.worker.ping(5))
+        bench.say(Response((await bench.asked()).msgid, None, True))
+        await ping
+        assert bench.worker.state is State.RUNNING
+        ping = asyncio.ensure_future(bench.worker.ping(5))
+        await bench.asked()
+        bench.worker.restart()
+        bench.die()
+        await ping
+        await until(lambda: bench.worker.state is State.RUNNING)  # it was another process that did not answer
+        await bench.worker.ping(0.01)
+        assert bench.worker.state.value == "failing"
+        assert bench.worker.history[-1]["reason"] == "worker probe: no answer to ping in 0.01 s"
+
+    play(scene)
+
+
 async def rest(bench: Bench, wake_after: float | None, *descriptors: int, received: int = 0) -> None:
     """The worker runs for a while, offers to end, and ends."""
     bench.world.clock.now += 2
