@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REBOOT_AFTER = 10.0
 FAILURE_CHARACTERS = 16 << 10
+SIGNALS = 64  # that are read in one turn: real-time signals queue
 DESCRIPTORS = 1 << 16  # the kernel's own 1024 could be used up by the API's clients
 
 # Signal -> what it asks for, as systemd(1) documents them for PID 1.
@@ -94,14 +95,18 @@ def _loop(
 
 
 def _on_signal(node: Node, signals: int) -> None:
-    while (caught := native.read_signal(signals)) is not None:
-        if caught.signo in REQUESTS:
-            from initd import shutdown  # noqa: PLC0415 not needed before the end
+    try:
+        for _ in range(SIGNALS):  # those that are queued beyond come in the next turn
+            if (caught := native.read_signal(signals)) is None:
+                break
+            if caught.signo in REQUESTS:
+                from initd import shutdown  # noqa: PLC0415 not needed before the end
 
-            action, why = REQUESTS[caught.signo]
-            sender = "" if caught.pid == 0 else f", from pid {caught.pid}"
-            shutdown.request(node, action, by=f"{why}{sender}")
-    _reap(node)
+                action, why = REQUESTS[caught.signo]
+                sender = "" if caught.pid == 0 else f", from pid {caught.pid}"
+                shutdown.request(node, action, by=f"{why}{sender}")
+    finally:
+        _reap(node)
 
 
 def _reap(node: Node) -> None:
