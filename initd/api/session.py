@@ -6,6 +6,7 @@ MAX_STREAMS, and what goes out like this:
 
 - Above a line's high-water mark the session reads no more from it. A stream waits STREAM_PATIENCE for room, then drops
   items and counts them; {"dropped": n} tells the peer as soon as there is room.
+- A call waits for room before it begins: no answer is made that has nowhere to go.
 - A response that the peer did not take within WRITE_DEADLINE (twice that at worst) ends its connection.
 """
 
@@ -148,6 +149,9 @@ class Session(asyncio.BufferedProtocol):
     async def _run(self, request: Request, method: Method) -> None:
         result = None
         error = None
+        if not (method.streaming or await self._wait_for_room(WRITE_DEADLINE)):
+            self._line.abort()
+            return
         try:
             result = await self._invoke(request, method)
         except ApiError as failure:

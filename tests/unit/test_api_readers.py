@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from initd.api import session
 from initd.api.protocol import Notification, Request, Response, encode
+from initd.api.registry import Call, Method, Role
 from tests.unit.api_support import Running, serve, until
 
 if TYPE_CHECKING:
@@ -89,6 +90,30 @@ def test_a_reader_that_only_pauses_for_a_moment_loses_nothing(tmp_path: Path) ->
             assert isinstance(item, list)
             numbers.append(item[0])
         assert numbers == list(range(2000))
+
+    serve(tmp_path, test)
+
+
+def test_answers_that_have_nowhere_to_go_are_not_made(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    async def fill(_call: Call, size: int) -> str:
+        made.append(size)
+        return "x" * size
+
+    async def test(node: Running) -> None:
+        node.api.methods = {**node.api.methods, "fill": Method("fill", Role.READER, fill)}
+        other = await node.connect()
+        connection = connect_without_reading(node.path)
+        connection.send(b"".join(encode(Request(msgid, "fill", [175_000])) for msgid in range(session.MAX_CALLS)))
+        await until(lambda: made)
+        for _ in range(3):  # turns of the loop that the rest could take
+            assert (await other.call("echo", "quick")).result == "quick"
+        assert len(made) < 5
+        late = await node.connect(connection)
+        answers = [await late.response() for _ in range(session.MAX_CALLS)]
+        assert sorted(answer.msgid for answer in answers) == list(range(session.MAX_CALLS))
+        assert {len(str(answer.result)) for answer in answers} == {175_000}
 
     serve(tmp_path, test)
 
