@@ -11,6 +11,7 @@ MAX_STREAMS, and what goes out like this:
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
@@ -46,13 +47,14 @@ class Session(asyncio.BufferedProtocol):
     def __init__(self, api: Api, line: asyncio.Transport, peer: Peer) -> None:
         self._api = api
         self._line = line
-        self._peer = peer
+        self.peer = peer
         self._decoder = protocol.Decoder(protocol.REQUEST_LIMITS)
-        self._calls: dict[int, asyncio.Task[None]] = {}
+        self.calls: dict[int, asyncio.Task[None]] = {}
         self._dropped: dict[int, int] = {}  # msgid of a stream: items dropped and not yet told
         self._room = asyncio.Event()
         self._room.set()
         self._closed = False
+        self.heard = time.monotonic()  # when the peer last said something
         self._written = 0  # bytes, ever
         self._response_end = 0  # what _written was after the last response
         self._deadline: asyncio.TimerHandle | None = None
@@ -61,6 +63,7 @@ class Session(asyncio.BufferedProtocol):
         """Act on bytes from the peer. A malformed frame gets an error under msgid 0 and ends the session."""
         if self._closed:
             return
+        self.heard = time.monotonic()
         try:
             messages, reason = self._decoder.feed(data), ""
         except ProtocolError as error:
@@ -76,6 +79,12 @@ class Session(asyncio.BufferedProtocol):
         self._line.close()
         if not self._closed:
             asyncio.get_running_loop().call_later(WRITE_DEADLINE, self._line.abort)
+
+    def give_way(self) -> None:
+        """End at once: another connection takes this one's place."""
+        self._refuse(0, Code.RESOURCE_EXHAUSTED, "another connection takes the place of this one, which was silent")
+        self._api.sessions.pop(self)
+        self._line.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the size is ours to choose
         return _BUFFER
@@ -99,7 +108,7 @@ class Session(asyncio.BufferedProtocol):
         """End every call: the line is gone."""
         self._closed = True
         self._api.sessions.pop(self, None)
-        for task in self._calls.values():
+        for task in self.calls.values():
             task.cancel()
         if self._deadline:
             self._deadline.cancel()
@@ -107,41 +116,41 @@ class Session(asyncio.BufferedProtocol):
     def _handle(self, message: Message) -> str:
         """Act on one message; return what is wrong with it, if that ends the session."""
         match message:
-            case Request(msgid) if msgid in self._calls:
+            case Request(msgid) if msgid in self.calls:
                 return f"msgid {msgid} is in use"
             case Request():
                 self._start(message)
-            case Notification(protocol.CANCEL, [int(msgid)]) if msgid in self._calls:
-                self._calls[msgid].cancel()
+            case Notification(protocol.CANCEL, [int(msgid)]) if msgid in self.calls:
+                self.calls[msgid].cancel()
             case _:
                 pass  # a cancel that came late, or something of a newer client's that wants no answer
         return ""
 
     def _start(self, request: Request) -> None:
         method = self._api.methods.get(request.method)
-        role = self._peer.role
+        role = self.peer.role
         if role is Role.NONE:
-            self._refuse(request.msgid, Code.PERMISSION_DENIED, f"{self._peer.text} has no role on this node")
+            self._refuse(request.msgid, Code.PERMISSION_DENIED, f"{self.peer.text} has no role on this node")
         elif method is None:
             self._refuse(request.msgid, Code.UNIMPLEMENTED, f"this node has no method {request.method[:80]!r}")
         elif role < method.role:
             wants = f"{method.name} wants the role {method.role.name.lower()}"
-            self._refuse(request.msgid, Code.PERMISSION_DENIED, f"{wants}, {self._peer.text} is {role.name.lower()}")
+            self._refuse(request.msgid, Code.PERMISSION_DENIED, f"{wants}, {self.peer.text} is {role.name.lower()}")
         elif too_many := self._too_many(streaming=method.streaming):
             self._refuse(request.msgid, Code.RESOURCE_EXHAUSTED, f"{too_many}: end one, or try again later")
         else:
             task = asyncio.create_task(self._run(request, method))
-            self._calls[request.msgid] = task
+            self.calls[request.msgid] = task
             if method.streaming:
-                self._api.streams[task] = self._peer.uid
+                self._api.streams[task] = self.peer.uid
             task.add_done_callback(lambda task: self._finished(request.msgid, task))
 
     def _too_many(self, *, streaming: bool) -> str:
         uids = list(self._api.streams.values()) if streaming else []
-        if len(self._calls) >= MAX_CALLS:
+        if len(self.calls) >= MAX_CALLS:
             return f"{MAX_CALLS} calls are running on this connection"
-        if uids.count(self._peer.uid) >= MAX_STREAMS // 2:
-            return f"uid {self._peer.uid} has {MAX_STREAMS // 2} streams"
+        if uids.count(self.peer.uid) >= MAX_STREAMS // 2:
+            return f"uid {self.peer.uid} has {MAX_STREAMS // 2} streams"
         if len(uids) >= MAX_STREAMS:
             return f"the node has {MAX_STREAMS} streams"
         return ""
@@ -163,8 +172,8 @@ class Session(asyncio.BufferedProtocol):
     async def _invoke(self, request: Request, method: Method) -> object:
         params = method.bind(request.params)
         if method.role > Role.READER:
-            log.info("api call", method=method.name, peer=self._peer.text)
-        running = method.function(Call(self._api.node, self._peer), *params)
+            log.info("api call", method=method.name, peer=self.peer.text)
+        running = method.function(Call(self._api.node, self.peer), *params)
         if not method.streaming:
             return await running
         await self._pump(request.msgid, running)
@@ -206,7 +215,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _finished(self, msgid: int, task: asyncio.Task[None]) -> None:
         """Forget a call. Cancellation is answered here: a task cancelled before its first step runs no code of its."""
-        del self._calls[msgid]
+        del self.calls[msgid]
         self._dropped.pop(msgid, None)
         self._api.streams.pop(task, None)
         if task.cancelled():
@@ -240,7 +249,7 @@ class Session(asyncio.BufferedProtocol):
             self._watch()
 
     def _internal(self, name: str, failure: BaseException) -> ApiError:
-        log.exception("api call failed", failure, method=name, peer=self._peer.text)
+        log.exception("api call failed", failure, method=name, peer=self.peer.text)
         return ApiError(Code.INTERNAL, f"{name}: {type(failure).__name__}: {failure}")
 
     def _refuse(self, msgid: int, code: Code, message: str) -> None:

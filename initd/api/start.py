@@ -2,7 +2,8 @@
 
 The Unix socket's mode lets everyone connect: who may do what is decided by initd.api.access, from what the kernel says
 about the peer. Connections are bounded for each uid and in total, so that no user can use up the connections of another
-or PID 1's file descriptors.
+or PID 1's file descriptors. At a bound one without a call under way gives way to a new one: of the same uid, or of no
+higher role; first the lowest role, then who was silent for longest.
 """
 
 import asyncio
@@ -63,22 +64,28 @@ class _Arrival(asyncio.Protocol):
             return
         session = Session(self._api, line, peer)
         owner = None if peer.role is Role.NONE else peer.uid  # all peers without a role share one allowance
-        if refused := _too_many(list(self._api.sessions.values()), owner):
+        refused, others = _too_many(self._api.sessions, peer, owner)
+        silent = min((s for s in others if not s.calls), key=lambda s: (s.peer.role, s.heard), default=None)
+        if refused and silent is None:
             session.end(Code.RESOURCE_EXHAUSTED, f"{refused}: close one, or try again later")
-        else:
-            self._api.sessions[session] = owner
-            line.set_protocol(session)
+            return
+        if silent is not None:
+            silent.give_way()
+        self._api.sessions[session] = owner
+        line.set_protocol(session)
 
 
-def _too_many(owners: list[int | None], owner: int | None) -> str:
+def _too_many(sessions: dict[Session, int | None], peer: Peer, owner: int | None) -> tuple[str, list[Session]]:
+    """What is too much for one more, and the sessions of which one may give way to it."""
+    own = [session for session, other in sessions.items() if other == owner]
+    if len(own) >= MAX_CONNECTIONS_OF_ONE:
+        who = "peers without a role have" if owner is None else f"uid {owner} has"
+        return f"{who} {MAX_CONNECTIONS_OF_ONE} connections", own
     # Half of the descriptors are kept for what PID 1 has to do itself, whatever the API's clients do.
     bound = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-    if len(owners) >= bound:
-        return f"the node has {bound} connections"
-    if owners.count(owner) >= MAX_CONNECTIONS_OF_ONE:
-        who = "peers without a role have" if owner is None else f"uid {owner} has"
-        return f"{who} {MAX_CONNECTIONS_OF_ONE} connections"
-    return ""
+    if len(sessions) >= bound:
+        return f"the node has {bound} connections", [session for session in sessions if session.peer.role <= peer.role]
+    return "", []
 
 
 async def _serial(api: Api, role: Role) -> None:

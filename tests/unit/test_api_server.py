@@ -228,6 +228,9 @@ def test_one_user_cannot_take_the_connections_of_another(tmp_path: Path) -> None
         async with running(tmp_path, identify) as node:
             peers = [await node.connect() for _ in range(start.MAX_CONNECTIONS_OF_ONE)]
             assert all([(await peer.call("whoami")).result == [1000, "READER"] for peer in peers])
+            for peer in peers:
+                peer.send(Request(2, "wait", []))
+            await until(lambda: node.methods.running == len(peers))
             refused = await node.connect()
             assert "uid 1000 has 64 connections" in str((await refused.response()).error)
             assert await refused.read() is None
@@ -239,15 +242,52 @@ def test_one_user_cannot_take_the_connections_of_another(tmp_path: Path) -> None
     asyncio.run(run())
 
 
-def test_the_connections_of_all_users_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "MAX_CONNECTIONS", 2)
+def test_the_one_of_a_user_that_was_silent_for_longest_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "MAX_CONNECTIONS_OF_ONE", 3)
 
     async def test(node: Running) -> None:
-        kept = [await node.connect() for _ in range(2)]
-        assert error_code(await (await node.connect()).response()) == "RESOURCE_EXHAUSTED"
-        assert (await kept[0].call("echo", "x")).result == "x"
+        busy, silent, heard = [await node.connect() for _ in range(3)]
+        busy.send(Request(1, "wait", []))
+        await until(lambda: node.methods.running)
+        for peer in (silent, heard):
+            assert (await peer.call("echo", "x")).result == "x"
+        new = await node.connect()
+        assert error_code(await silent.response()) == "RESOURCE_EXHAUSTED"
+        assert await silent.read() is None
+        for peer in (heard, new):
+            assert (await peer.call("echo", "x")).result == "x"
+        node.methods.gate.set()
+        assert (await busy.response()).result == "done"
 
     serve(tmp_path, test)
+
+
+def test_at_the_bound_of_all_users_the_lowest_role_gives_way_and_a_higher_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "MAX_CONNECTIONS", 2)
+    roles = iter([Role.OPERATOR, Role.READER, Role.ADMIN, Role.READER, Role.ADMIN])
+
+    def identify(_connection: socket.socket) -> Peer:
+        role = next(roles)
+        return Peer(1, 1000 + role, 1000, role, "someone")
+
+    async def run() -> None:
+        async with running(tmp_path, identify) as node:
+            operator, reader = await node.connect(), await node.connect()
+            admin = await node.connect()
+            assert await reader.response()
+            assert await reader.read() is None
+            refused = await (await node.connect()).response()
+            assert "the node has 2 connections" in str(refused.error)
+            for peer in (operator, admin):
+                assert (await peer.call("echo", "x")).result == "x"
+            assert (await (await node.connect()).call("whoami")).result == [1000 + Role.ADMIN, "ADMIN"]
+            assert error_code(await operator.response()) == "RESOURCE_EXHAUSTED"
+
+    asyncio.run(run())
 
 
 def test_a_peer_that_the_kernel_does_not_know_any_more_is_dropped(tmp_path: Path) -> None:
