@@ -55,6 +55,7 @@ class Node:
         self.last_boot: LastBoot = {"cause": None, "log": None}
         self.failures: list[str] = []
         self._ready: tuple[str, bool, list[str]] = ("", False, [])
+        self._etc: dict[str, str] = {}
 
     def add_service(self, spec: ServiceSpec, pipe: tuple[int, int] | None = None, notify: int = -1) -> Service:
         """A service of the node, made if it is not there, with the descriptors of an earlier life of PID 1, if any."""
@@ -191,7 +192,8 @@ class Node:
                 raise ValueError(f"found {word!r}, expected one word")  # it goes into files, and to the kubelet
         before, self.network = self.network, state
         if before is None or state["dns"] != before["dns"]:
-            write_resolv_conf(state["dns"])
+            # Without a name server it is empty, but there: containerd fails every sandbox without it.
+            self._write_etc("resolv.conf", "".join(f"nameserver {server}\n" for server in state["dns"][:3]))
         address = state["address"]
         if before is None or (before["ready"], before["address"]) != (state["ready"], address):
             log.info("network", ready=state["ready"], address=address, reasons=state["reasons"])
@@ -212,12 +214,25 @@ class Node:
         self.name, self.address = name, address
         try:
             native.sethostname(name)
-            write_etc("hostname", f"{name}\n")
-            lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
-            write_etc("hosts", "\n".join([*lines, f"{address or '127.0.1.1'} {name}", ""]))
         except OSError as error:
-            log.error("node name not written", error=str(error))
+            log.error("node name not set", error=str(error))
+        self._write_etc("hostname", f"{name}\n")
+        lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+        self._write_etc("hosts", "\n".join([*lines, f"{address or '127.0.1.1'} {name}", ""]))
         self.events.emit("identity", name=name, address=address)
+
+    def _write_etc(self, name: str, text: str) -> None:
+        """Write a file of /etc; if /run has no room for it now, as soon as it has, with what is wanted by then."""
+        self._etc[name] = text
+
+        async def write() -> None:
+            write_etc(name, self._etc[name])
+
+        try:
+            write_etc(name, text)
+        except OSError as error:
+            log.error(f"/etc/{name} not written", error=str(error))
+            self.spawn_task(write, f"/etc/{name}")
 
 
 def exec_time() -> float:
@@ -234,14 +249,6 @@ def write_etc(name: str, text: str) -> None:
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         file.write(text)
     os.rename(f"{path}.new", path)
-
-
-def write_resolv_conf(servers: list[str]) -> None:
-    """Write resolv.conf(5); without a name server it is empty, but there: containerd fails every sandbox without it."""
-    try:
-        write_etc("resolv.conf", "".join(f"nameserver {server}\n" for server in servers[:3]))
-    except OSError as error:
-        log.error("resolv.conf not written", error=str(error))
 
 
 def write_first_etc() -> None:

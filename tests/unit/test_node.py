@@ -220,12 +220,25 @@ def test_a_bad_view_of_the_network_does_not_replace_a_good_one(etc: Path, said: 
     assert (etc / "resolv.conf").read_text() == "nameserver 192.0.2.53\n"
 
 
-def test_etc_that_cannot_be_written_is_no_end(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mounts, "ETC", str(etc / "missing"))
-    node = Node()
-    node.network_changed(network())
-    node.identify("node-1", None)
-    assert node.name == "node-1"
+def test_etc_that_cannot_be_written_is_written_when_it_can_be(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "ETC", str(etc / "full"))
+    monkeypatch.setattr(backoff, "FIRST", 0.001)
+
+    async def whole() -> None:
+        node = Node()
+        node.loop = asyncio.get_running_loop()
+        node.network_changed(network())
+        node.identify("node-1", "192.0.2.7")
+        await asyncio.sleep(0)
+        node.network_changed(network(dns=["192.0.2.99"]))
+        (etc / "full").mkdir()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*node.tasks)
+
+    asyncio.run(whole())
+    assert (etc / "full/resolv.conf").read_text() == "nameserver 192.0.2.99\n"
+    assert (etc / "full/hostname").read_text() == "node-1\n"
+    assert "192.0.2.7 node-1" in (etc / "full/hosts").read_text()
 
 
 def test_a_task_that_can_be_made_again_is_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
