@@ -75,7 +75,9 @@ def test_a_node_that_goes_away_is_an_error_that_names_it(node: FakeNode) -> None
             list(client.stream("events"))
 
 
-def test_one_connection_too_many_says_so_to_the_one_that_was_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_connection_too_many_says_so_to_the_one_that_was_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("initd.api.start.MAX_CONNECTIONS_OF_ONE", 1)
     with serving(tmp_path, Role.READER) as node, Client(node.path) as first:
         first.call("status")
