@@ -73,18 +73,12 @@ class Session(asyncio.BufferedProtocol):
         if reason:
             self.end(Code.INVALID_ARGUMENT, f"protocol error: {reason}")
 
-    def end(self, code: Code, message: str) -> None:
-        """Tell the peer why under msgid 0, and close once everything is written, or the deadline is over."""
+    def end(self, code: Code, message: str, seconds: float = WRITE_DEADLINE) -> None:
+        """Tell the peer why under msgid 0, and close once everything is written, or in so many seconds."""
         self._refuse(0, code, message)
         self._line.close()
         if not self._closed:
-            asyncio.get_running_loop().call_later(WRITE_DEADLINE, self._line.abort)
-
-    def give_way(self) -> None:
-        """End at once: another connection takes this one's place."""
-        self._refuse(0, Code.RESOURCE_EXHAUSTED, "another connection takes the place of this one, which was silent")
-        self._api.sessions.pop(self)
-        self._line.abort()
+            asyncio.get_running_loop().call_later(seconds, self._line.abort)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the size is ours to choose
         return _BUFFER
@@ -156,8 +150,7 @@ class Session(asyncio.BufferedProtocol):
         return ""
 
     async def _run(self, request: Request, method: Method) -> None:
-        result = None
-        error = None
+        result, error = None, None
         if not (method.streaming or await self._wait_for_room(WRITE_DEADLINE)):
             self._line.abort()
             return

@@ -70,7 +70,8 @@ class _Arrival(asyncio.Protocol):
             session.end(Code.RESOURCE_EXHAUSTED, f"{refused}: close one, or try again later")
             return
         if silent is not None:
-            silent.give_way()
+            del self._api.sessions[silent]
+            silent.end(Code.RESOURCE_EXHAUSTED, "another connection takes the place of this one, which was silent", 0.0)
         self._api.sessions[session] = owner
         line.set_protocol(session)
 

@@ -68,14 +68,12 @@ async def watch(node: Node) -> None:
                 async with asyncio.timeout(delay if waiting else None):
                     await due.wait()
             due.clear()
-            services = list(node.services.values())
-            for outcome in await asyncio.gather(*map(ask, services), return_exceptions=True):
+            for outcome in await asyncio.gather(*map(ask, node.services.values()), return_exceptions=True):
                 if isinstance(outcome, Exception):  # one service's fault must not end the watch over the others
                     log.exception("liveness", outcome)
             waiting = any(s.state is State.RUNNING and not s.healthy for s in node.services.values())
             delay = min(delay * 1.5, TICK)
     finally:
-        node.on_service_change = lambda: None
         timer.cancel()
 
 

@@ -175,11 +175,9 @@ class Worker(Service):
         if len(self._unsent) > UNSENT_BYTES:
             raise self._unavailable("it does not read what it is asked")
         self._msgid = msgid = self._msgid % 0xFFFF_FFFF + 1
-        request = encode(Request(msgid, method, list(params)))
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._calls[msgid] = future
-        self._send(request)
+        future = self._calls[msgid] = self._loop.create_future()
         try:
+            self._send(encode(Request(msgid, method, list(params))))
             return await future
         finally:
             self._calls.pop(msgid, None)
