@@ -128,12 +128,17 @@ def _last_resort(failure: BaseException) -> NoReturn:
     """Say what happened, and begin another life; if there is none to be had, reap for a while, so that pods may end
     their work, and reboot.
     """
+    report = type(failure).__name__
     try:
         import traceback  # noqa: PLC0415 rarely needed, and it costs the start of every boot
 
+        report = "".join(traceback.format_exception(failure))[-FAILURE_CHARACTERS:]
         log.exception("PID 1 failed", failure)
         log.flush()
-        native.restart("".join(traceback.format_exception(failure))[-FAILURE_CHARACTERS:])
+    except BaseException:  # noqa: BLE001, S110 no memory, or no disk to import from: the name must do
+        pass
+    try:
+        native.restart(report)
         log.error("PID 1 cannot be resumed; rebooting", seconds=REBOOT_AFTER)
         end = time.monotonic() + REBOOT_AFTER
         while time.monotonic() < end:

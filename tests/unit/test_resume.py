@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from initd import boot, cgroups, native, phases, resume, services
+from initd import boot, cgroups, init, native, phases, resume, services
 from initd.config.sources import Found
 from initd.node import Node
 from initd.supervise import process
@@ -175,6 +175,23 @@ def test_a_process_is_known_by_when_it_began(monkeypatch: pytest.MonkeyPatch) ->
 
 class Fault(BaseException):
     """What ends a life."""
+
+
+def test_a_failure_that_cannot_be_told_begins_another_life_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise MemoryError
+
+    def reboot(_command: native.RebootCommand) -> None:
+        raise Fault
+
+    told: list[str] = []
+    monkeypatch.setattr("traceback.format_exception", fail)
+    monkeypatch.setattr(native, "restart", told.append)
+    monkeypatch.setattr(native, "reboot", reboot)
+    monkeypatch.setattr(init, "REBOOT_AFTER", 0.0)
+    with pytest.raises(Fault):
+        init._last_resort(OSError(5, "Input/output error"))
+    assert told == ["OSError"]
 
 
 def early(node: Node, until: str, *, after: bool) -> None:
