@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def test_one_that_is_stopped_is_replaced_and_one_that_answers_is_not(scene: Scene) -> None:
     async def act(node: Init) -> list[str]:
+        logging.getLogger().handlers.clear()  # pytest's, of a file that the fork has closed
         worker = Worker(services.worker("containers")._replace(cgroup="probe"), node.node.events, node.node.reaper)
         worker.attach(asyncio.get_running_loop())
         worker.start()
