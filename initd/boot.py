@@ -324,7 +324,7 @@ async def start_watchdog(node: Node) -> None:
         node.watchdog = watchdog.start(wanted.seconds if wanted is not None else WATCHDOG_SECONDS)
     except FileNotFoundError:
         raise Skipped("no hardware watchdog") from None
-    node.on_service_change()  # which feeds it
+    node.on_service_change()  # so that it is fed in time
 
 
 async def keep_rescue(node: Node) -> None:
