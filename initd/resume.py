@@ -8,21 +8,17 @@ any other: a phase may be run again that was done already, so each bears that. I
 system keeps it from being written and no pod can change it; one write(2) makes it whole or leaves the one before.
 """
 
-from __future__ import annotations
-
 import binascii
 import marshal
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from initd import cgroups, log, native, services
 from initd.config.sources import Found
+from initd.node import Node
 from initd.supervise.process import find
+from initd.supervise.service import Service
 from initd.supervise.states import HAS_PROCESS, State
-
-if TYPE_CHECKING:
-    from initd.node import Node
-    from initd.supervise.service import Service
 
 PROGRAM = "/sbin/init"
 REPORT, CHECKPOINT = "INITD_REPORT", "INITD_CHECKPOINT"  # variables that name memfds

@@ -4,16 +4,11 @@
 it.
 """
 
-from __future__ import annotations
-
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from initd import log, native
 from initd.native import Exit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 BATCH = 64  # half a millisecond on a real CPU
 UNKNOWN, CLD_EXITED, CLD_KILLED, CLD_DUMPED = 0, 1, 2, 3
