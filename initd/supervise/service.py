@@ -186,13 +186,12 @@ class Service:
     # Its process.
 
     def _spawn(self) -> None:
-        tried, self._failed_spawn = self._failed_spawn is not None, None
-        self._ready_at = None
+        self._failed_spawn = self._ready_at = None
         again, self._spawned = self._spawned, True
         self.restarts += again and self.state is not State.DOWN  # to wake what rests is not to restart it
         cgroup = null = -1
         try:
-            cgroup = cgroups.open_directory(self._make_cgroup(again=again, tried=tried))
+            cgroup = cgroups.open_directory(self._make_cgroup(again=again))
             null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             how = native.Spawn(
                 argv=self.argv,
@@ -223,15 +222,15 @@ class Service:
         self._reaper.watch(child.pid, self._ended)
         self.started()
 
-    def _make_cgroup(self, *, again: bool, tried: bool) -> str:
+    def _make_cgroup(self, *, again: bool) -> str:
         """Make its cgroup, anew if it ran before; returns the one to start in. Raises OSError."""
         path = self.spec.cgroup
         settings = {"cgroup.freeze": 0, **self.spec.cgroup_settings}  # a child in a frozen one would never come to exec
         try:
             refused = (cgroups.renew if again else cgroups.configure)(path, settings)
         except OSError as error:
-            if error.errno != errno.EBUSY or not (tried or self.spec.main_only):
-                raise  # what it left behind is still ending: the next try will find it gone
+            if error.errno != errno.EBUSY or not (self.backoff.looping or self.spec.main_only):
+                raise  # what it left behind is still ending: the next tries will find it gone
             refused = cgroups.configure(path, settings)
             if not self.spec.main_only:
                 # In uninterruptible sleep (a mount that hangs), and killed, as whoever is cloned beside it would be.
