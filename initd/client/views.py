@@ -149,6 +149,9 @@ def _happened(value: Mapping[str, Any], style: Style) -> str:
         case {"kind": "node", "phase": phase, "ready": ready, "reasons": reasons}:
             state = style.state("ready") if ready else f"not ready ({clean(', '.join(map(str, reasons)))})"
             return f"{style.state(clean(phase))}, {state}"
+        case {"kind": "images", "images": [*images]}:
+            names = (str(image["name"]) for image in images if isinstance(image, dict) and "name" in image)
+            return f"imported {clean(', '.join(names))}"
         case _:
             return " ".join(f"{clean(key)}={clean(item)}" for key, item in value.items() if key not in _COMMON)
 

@@ -123,6 +123,8 @@ def test_events_are_lines() -> None:
         "    2.500 node     running, ready",
         "    3.500 device   action=add devname=vda",
     ]
+    images = {"monotonic": 4.5, "kind": "images", "images": [{"name": "a:1", "digest": "x"}, {"name": "b:1"}, "odd"]}
+    assert views.event(images, PLAIN) == "    4.500 images   imported a:1, b:1"
     assert "7 dropped" in views.event({"dropped": 7}, PLAIN)
     assert views.event({**EVENTS[0], "status": "failed", "waited_for": "x", "error": "no disk"}, PLAIN).endswith(
         "mounts: failed, 12 ms, waited for x: no disk"
