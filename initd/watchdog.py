@@ -16,9 +16,8 @@ DEVICE = "/dev/watchdog0"
 STATUS = "/sys/class/watchdog/watchdog0/bootstatus"
 PSTORE = "/sys/fs/pstore"
 DUMP_ALWAYS = "/sys/module/printk/parameters/always_kmsg_dump"
-ASKED = re.compile(
-    r'(?:reboot|shutdown|power off), asked for by [^"\n]+'
-)  # shutdown.py's last words, or native/rescue.c's
+# The last words of shutdown.py, or of native/rescue.c.
+ASKED = re.compile(r'(?:reboot|shutdown|power off), asked for by [^"\n]+')
 SOFTDOG = "softdog: Initiating system reboot"  # the kernel's drivers/watchdog/softdog.c: it keeps no boot status
 # linux/watchdog.h
 KEEP_ALIVE, SET_TIMEOUT, GET_TIMEOUT, CARD_RESET = 0x80045705, 0xC0045706, 0x80045707, 0x20

@@ -133,7 +133,9 @@ class Output:
             self._add_text(self._cut(line))
         self._rest = self._cut(self._rest)
         if self._count > before:
-            self._file.write(newest(self._lines, self._count - before))
+            new = newest(self._lines, self._count - before)
+            self._file.dropped += self._count - before - len(new)  # of a read that holds more than the ring does
+            self._file.write(new)
             for wake in list(self._wakers):
                 wake()
 

@@ -113,6 +113,14 @@ def test_what_the_file_had_no_room_for_is_told(output: Output, tmp_path: Path) -
     ]
 
 
+def test_what_one_read_holds_more_than_the_ring_is_told(output: Output, tmp_path: Path) -> None:
+    output._file._path = str(tmp_path / "x.log")
+    output.feed(b"\n" * (LINES + 7))
+    written = (tmp_path / "x.log").read_text().splitlines()
+    assert written[0].endswith(" initd: 7 lines dropped")
+    assert len(written) == 1 + LINES
+
+
 @pytest.mark.parametrize("what", ["fifo", "link", "folder"])
 def test_what_else_is_in_the_place_of_the_file_is_left_alone(output: Output, tmp_path: Path, what: str) -> None:
     path, elsewhere = tmp_path / "x.log", tmp_path / "elsewhere"
