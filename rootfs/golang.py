@@ -31,10 +31,11 @@ HINT = "check the network, then run it again: what was built so far is kept"
 _VERSION = "k8s.io/component-base/version"
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _CNI = "github.com/containernetworking/plugins"
-KUBERNETES = _required("kubelet", "k8s.io/kubernetes")
+KUBERNETES = _required("kubernetes", "k8s.io/kubernetes")
 CONTAINERD = _required("containerd", _CONTAINERD)
 RUNC = _required("runc", "github.com/opencontainers/runc")
 PLUGINS = _required("cni", _CNI)
+ETCD = _required("etcd", "go.etcd.io/etcd/server/v3")
 _MAJOR, _MINOR, _ = KUBERNETES.removeprefix("v").split(".")
 _CONTAINERD_TAGS = "no_btrfs,no_devmapper,no_zfs,no_tracing,urfave_cli_no_docs,grpcnotrace"
 
@@ -60,16 +61,23 @@ class Build:
         return ["-mod=readonly", "-trimpath", *mode, f"-tags={self.tags}", f"-ldflags={flags}{static}", *self.packages]
 
 
+_KUBERNETES_VARIABLES = tuple(
+    f"{_VERSION}.{name}={value}"
+    for name, value in (
+        ("gitVersion", KUBERNETES),
+        ("gitMajor", _MAJOR),
+        ("gitMinor", _MINOR),
+        ("gitTreeState", "clean"),
+        ("gitCommit", ""),
+    )
+)
+_KUBERNETES_TAGS = "notest,grpcnotrace"
+
 # Tags and variables are those that the projects' own release builds use, less what needs programs the image lacks.
 BUILDS = (
     Build(
-        "kubelet", "kubelet", f"Kubernetes {KUBERNETES}'s node agent, from 300 Go modules", 300,
-        ("k8s.io/kubernetes/cmd/kubelet",),
-        (
-            f"{_VERSION}.gitVersion={KUBERNETES}", f"{_VERSION}.gitMajor={_MAJOR}", f"{_VERSION}.gitMinor={_MINOR}",
-            f"{_VERSION}.gitTreeState=clean", f"{_VERSION}.gitCommit=",
-        ),
-        "notest,grpcnotrace",
+        "kubelet", "kubernetes", f"Kubernetes {KUBERNETES}'s node agent, from 300 Go modules", 300,
+        ("k8s.io/kubernetes/cmd/kubelet",), _KUBERNETES_VARIABLES, _KUBERNETES_TAGS,
     ),
     Build(
         "containerd", "containerd", f"containerd {CONTAINERD}, which runs the pods", 50,
@@ -88,6 +96,18 @@ BUILDS = (
         tuple(f"{_CNI}/plugins/{name}" for name in ("main/bridge", "main/loopback", "ipam/host-local", "meta/portmap")),
         (f"{_CNI}/pkg/utils/buildversion.BuildVersion={PLUGINS}",),
     ),
+)  # fmt: skip
+# What a node joins in tests and by `make cluster`; nothing of it is in the image.
+CLUSTER_BUILDS = (
+    Build(
+        "control-plane", "kubernetes", f"Kubernetes {KUBERNETES}'s control plane and kubectl", 330,
+        tuple(
+            f"k8s.io/kubernetes/cmd/{name}"
+            for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+        ),
+        _KUBERNETES_VARIABLES, _KUBERNETES_TAGS,
+    ),
+    Build("etcd", "etcd", f"etcd {ETCD}, the control plane's store", 40, (".",)),
 )  # fmt: skip
 
 
@@ -170,5 +190,5 @@ def tidy(cache: Cache) -> None:
     """Renew the go.sum files for what each go.mod asks for."""
     go = toolchain(cache)
     env = _environment(go, str(cache.root / "go/modules"), str(cache.root / "go/objects"))
-    for module in sorted({spec.module for spec in BUILDS}):
+    for module in sorted({spec.module for spec in (*BUILDS, *CLUSTER_BUILDS)}):
         run([str(go / "bin/go"), "-C", str(HERE / "go" / module), "mod", "tidy"], hint=HINT, env=env)
