@@ -107,7 +107,7 @@ CLUSTER_BUILDS = (
         ),
         _KUBERNETES_VARIABLES, _KUBERNETES_TAGS,
     ),
-    Build("etcd", "etcd", f"etcd {ETCD}, the control plane's store", 40, (".",)),
+    Build("etcd", "etcd", f"etcd {ETCD}, the control plane's store", 40, ("./etcd",)),
 )  # fmt: skip
 
 
@@ -182,7 +182,8 @@ def build(cache: Cache, tools: Tools, spec: Build) -> Path:
         )  # fmt: skip
 
     compiler = tools.tree.name if spec.c else ""
-    name = key(module, WHEEL_LOCK, " ".join(spec.arguments()), compiler)
+    own = [module / package for package in spec.packages if package.startswith(".")]
+    name = key(module / "go.mod", module / "go.sum", *own, WHEEL_LOCK, " ".join(spec.arguments()), compiler)
     return cache.entry(f"go-{spec.name}", name, spec.what, spec.seconds, make)
 
 

@@ -113,7 +113,7 @@ def test_no_lock_names_a_mirror() -> None:
 
 
 def test_staging_modules_have_the_version_that_kubernetes_has() -> None:
-    text = (HERE / "go/kubelet/go.mod").read_text()
+    text = (HERE / "go/kubernetes/go.mod").read_text()
     versions = set(re.findall(r"^\tk8s\.io/\S+ => k8s\.io/\S+ (\S+)$", text, re.MULTILINE))
     assert versions == {golang.KUBERNETES.replace("v1.", "v0.", 1)}
 
