@@ -23,7 +23,7 @@ WHEEL_LOCK = HERE / "locks/go.txt"
 def _required(folder: str, module: str) -> str:
     """The version of `module` that rootfs/go/FOLDER/go.mod asks for: the only place where it is written."""
     text = (HERE / f"go/{folder}/go.mod").read_text()
-    (version,) = re.findall(rf"^require {re.escape(module)} (\S+)$", text, re.MULTILINE)
+    (version,) = re.findall(rf"^(?:require |\t){re.escape(module)} (\S+)$", text, re.MULTILINE)
     return str(version)
 
 
@@ -108,6 +108,10 @@ CLUSTER_BUILDS = (
         _KUBERNETES_VARIABLES, _KUBERNETES_TAGS,
     ),
     Build("etcd", "etcd", f"etcd {ETCD}, the control plane's store", 40, ("./etcd",)),
+    Build(
+        "cluster-pods", "kubernetes", "the network of the cluster's pods: kube-proxy and routes", 40, ("./pods",),
+        _KUBERNETES_VARIABLES, _KUBERNETES_TAGS,
+    ),
 )  # fmt: skip
 
 
