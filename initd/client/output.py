@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 _COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
@@ -19,9 +19,8 @@ _STATES = {
 }
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~])?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-_PLAIN = re.compile(r"[A-Za-z/][\w./@+-]*( [\w./@+-]+)*", re.ASCII)
-_NOT_PLAIN = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}  # YAML 1.1 reads these as something else
-_NOT_PRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # in YAML, beside what JSON escapes anyway
+# Line breaks that PyYAML would write as they are, and what other versions of YAML read as a truth value or a number.
+_QUOTED = re.compile("[\x85\u2028\u2029]|^([yn]|[-+.0-9e]+)$", re.IGNORECASE)
 
 
 class Style:
@@ -89,37 +88,21 @@ def to_json(value: Any, *, indent: int | None = 2) -> str:
 
 
 def to_yaml(value: Any) -> str:
-    """Return plain data as YAML, in block style, with JSON's strings where a plain one could be misread."""
-    return "\n".join(_yaml(value))
+    """Return plain data as YAML, in block style; bytes are shown as text."""
+    import yaml  # noqa: PLC0415 only this form pays for it
 
+    class Dumper(yaml.SafeDumper):
+        pass
 
-def _yaml(value: Any) -> Iterator[str]:
-    match value:
-        case dict() if value:
-            for key, inner in value.items():
-                if isinstance(inner, dict | list) and inner:
-                    yield f"{_scalar(key)}:"
-                    yield from ("  " * isinstance(inner, dict) + line for line in _yaml(inner))
-                else:
-                    yield f"{_scalar(key)}: {_scalar(inner)}"
-        case list() if value:
-            for inner in value:
-                first, *rest = _yaml(inner)
-                yield f"- {first}"
-                yield from (f"  {line}" for line in rest)
-        case _:
-            yield _scalar(value)
+    def scalar(dumper: yaml.SafeDumper, item: str | bytes) -> yaml.ScalarNode:
+        text = _text_of(item)
+        style = '"' if _QUOTED.search(text) else "|" if "\n" in text else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, bytes):
-        value = _text_of(value)
-    if isinstance(value, float):
-        text = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(str(value), str(value))
-        return text if "." in text else text.replace("e", ".0e")  # 1e-05 is a string in YAML 1.1
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _NOT_PLAIN:
-        return value
-    return _NOT_PRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
+    Dumper.add_representer(str, scalar)
+    Dumper.add_representer(bytes, scalar)
+    text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
+    return text.removesuffix("...\n").removesuffix("\n")
 
 
 def _text_of(value: object) -> str:
