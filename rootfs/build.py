@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import initd
 from initd.config import containerd
 from rootfs import closed, debian, golang, initramfs, python, tree
+from rootfs import cluster as cluster_images
 from rootfs import image as disk_image
 from rootfs.cache import Cache, key
 from rootfs.tools import MOUNT_POINTS, Tools
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 CLONE = HERE.parent
 COLD_BUILD = 9_000_000_000  # bytes that a build from nothing writes, most of it Go's module and object caches
-KEEP = {"image": 4, "base": 2, "native": 4, "tools": 2}  # entries that stay of the large and often changed kinds
+KEEP = {
+    "image": 4,
+    "base": 2,
+    "native": 4,
+    "tools": 2,
+    "cluster": 2,
+}  # entries that stay of the large and often changed kinds
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,14 @@ class Image:
     initramfs: Path
     disk: Path
     manifest: Path
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a node joins in tests: the folder of the control plane's programs and kubectl, the folder of pod images."""
+
+    programs: Path
+    images: Path
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,36 @@ def image(progress: Progress) -> Image:
     for kind, count in KEEP.items():
         cache.trim(kind, count)
     return Image(path / "vmlinuz", path / "initramfs.img", path / "disk.img", path / "manifest.json")
+
+
+def cluster(progress: Progress) -> Cluster:
+    """Build what changed of the cluster that nodes join: etcd, control plane, images. Raises BuildError."""
+    cache = Cache(progress)
+    archive = debian.Archive(cache)
+    parts = _parts(cache)
+    builds = {spec.name: golang.build(cache, parts.tools, spec) for spec in golang.CLUSTER_BUILDS}
+    inputs = (parts.base.path.name, parts.native.name, repr(archive.packages("cluster")))
+    sources = _recipe("build.py", "cluster.py", "closed.py")
+
+    def make(target: Path) -> None:
+        for name in ("programs", "images"):
+            (target / name).mkdir(parents=True)
+        for name in ("control-plane", "etcd"):
+            for program in builds[name].iterdir():
+                (target / "programs" / program.name).hardlink_to(program)
+        for image in (parts.native / "images").iterdir():
+            (target / "images" / image.name).hardlink_to(image)
+        with tempfile.TemporaryDirectory(dir=cache.root) as scratch:
+            packages = Path(scratch, "tree")
+            archive.unpack("cluster", packages)
+            pods = builds["cluster-pods"] / "pods"
+            busybox = packages / "usr/bin/busybox"
+            cluster_images.make_images(target / "images", pods, parts.base.root, busybox, parts.tools)
+
+    name = key(*inputs, *(path.name for path in builds.values()), *sources, CLONE / "native/oci.py")
+    path = cache.entry("cluster", name, "the cluster that nodes join: its programs and images", 10, make)
+    cache.trim("cluster", KEEP["cluster"])
+    return Cluster(path / "programs", path / "images")
 
 
 def measure(progress: Progress, directory: Path) -> list[tuple[str, float, int]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RELEASE = "trixie"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-TREES = ("tools", "root")
+TREES = ("tools", "root", "cluster")
 NETWORK_HINT = "check the network and that `apt-get update` works on this machine"
 
 
@@ -218,7 +218,7 @@ def _intact(deb: Path, package: Package) -> bool:
 
 
 class Archive:
-    """The .debs of both trees, kept in the cache for when the mirror has dropped them."""
+    """The .debs of all trees, kept in the cache for when the mirror has dropped them."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
