@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from qemu.net import Network
+    from qemu.net import Network, Segment
 
 # What every boot of a node says to the kernel: the console is the first serial port, and whoever holds the other end of
 # io.initd.api is the host, so it is given every right.
@@ -41,7 +41,7 @@ class Hardware:
     kernel_arguments: str
     root: Path | None
     disks: Sequence[tuple[Path, Disk]]
-    networks: Sequence[Network]
+    networks: Sequence[Network | Segment]
     config: Path | None
     console: Path
     api: int

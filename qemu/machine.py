@@ -18,7 +18,7 @@ from qemu.bridge import Bridge
 from qemu.errors import HarnessError, MachineStoppedError, MachineTimeoutError
 from qemu.image import built
 from qemu.journal import Journal
-from qemu.net import Network, forwards
+from qemu.net import Network, Segment, forwards
 from qemu.process import Process
 from qemu.qmp import QmpClient
 from qemu.until import Condition, condition
@@ -54,7 +54,7 @@ class Machine:
         memory: int = 2048,
         cpus: int = 2,
         disks: Sequence[Disk] = (),
-        networks: Sequence[Network] = (Network(),),
+        networks: Sequence[Network | Segment] = (Network(),),
         kernel_arguments: str = "",
         qemu_arguments: Sequence[str] = (),
     ) -> None:
@@ -242,7 +242,10 @@ class Machine:
 
     def start_dhcp(self, network: int = 0) -> None:
         """Bring DHCP, DNS and a way out to a network that was made with dhcp=False."""
-        for command, args in self._networks[network].plug(network):
+        wire = self._networks[network]
+        if isinstance(wire, Segment):
+            raise HarnessError(f"network {network} is a segment of the machines' own, which has no DHCP server")
+        for command, args in wire.plug(network):
             with self._explained():
                 self._qmp.execute(command, args)
 

@@ -1,5 +1,5 @@
-"""Networks for a machine: QEMU's user network (10.0.2.0/24, with DHCP, DNS and a way out), or a wire that nobody
-answers on yet.
+"""Networks for a machine: QEMU's user network (10.0.2.0/24, with DHCP, DNS and a way out), a wire that nobody answers
+on yet, or a segment that machines share.
 
 The silent wire is a port of an emulated hub. Its DHCP server can be plugged into the hub while the guest runs, which a
 backend that belongs to the card cannot: a card's backend is fixed when the card is made.
@@ -16,6 +16,22 @@ if TYPE_CHECKING:
 
 # "TCP[HOST_FORWARD]  17       127.0.0.1 39411       10.0.2.15  8080     0     0", as HMP's `info usernet` has it
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)\s")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One network card on an Ethernet segment that every machine with the same `port` shares: packets to a multicast
+    group on the host's loopback. station, 1 to 254, is the card's last byte of address, its own on the segment.
+    """
+
+    port: int
+    station: int
+
+    def arguments(self, index: int) -> list[str]:
+        """Return QEMU's arguments for this card, whose id is nicINDEX."""
+        mac = f"52:54:00:12:35:{self.station:02x}"
+        netdev = f"socket,id=net{index},mcast=230.0.0.1:{self.port},localaddr=127.0.0.1"
+        return ["-netdev", netdev, "-device", f"virtio-net-pci,netdev=net{index},id=nic{index},mac={mac},romfile="]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from qemu.probe import PORT as PROBE_PORT
 from qemu.probe import SHARED as HOST_SHARED
 from qemu.probe import container, pod
 from qemu.probe import manifest as probe
+from qemu.toml import toml
 
 __all__ = ["HOST_SHARED", "PROBE_PORT", "WEB_PORT", "config", "container", "pod", "probe", "web"]
 
@@ -46,20 +46,6 @@ def web() -> dict[str, Any]:
             {"name": "shared", "hostPath": {"path": HOST_SHARED, "type": "DirectoryOrCreate"}},
         ],
     )
-
-
-def toml(value: object) -> str:
-    """Write plain data as a TOML value on one line."""
-    match value:
-        case bool() | int() | float():
-            return json.dumps(value)
-        case str():
-            return json.dumps(value)
-        case list() | tuple():
-            return f"[{', '.join(map(toml, value))}]"
-        case dict():
-            return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
-    raise TypeError(f"{type(value).__name__} has no form in TOML")
 
 
 def config(*pods: dict[str, Any], extra: str = "") -> str:

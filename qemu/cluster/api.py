@@ -1,0 +1,95 @@
+"""A client of the API server for the harness and its tests: JSON over one TLS connection a request."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_MERGE = "application/merge-patch+json"
+
+
+class StatusError(Exception):
+    """The API server refused a request; `code` is the HTTP status, `reason` Kubernetes' word for it."""
+
+    def __init__(self, method: str, path: str, code: int, body: bytes) -> None:
+        try:
+            status = json.loads(body)
+            message, self.reason = str(status.get("message")), str(status.get("reason"))
+        except (ValueError, AttributeError):
+            message, self.reason = body.decode(errors="replace"), ""
+        super().__init__(f"{method} {path}: {code} {message}")
+        self.code = code
+
+
+class Api:
+    """The API server at 127.0.0.1:port, as the user whose certificate and key these are."""
+
+    def __init__(self, port: int, ca: Path, certificate: Path, key: Path) -> None:
+        self._port = port
+        self._context = ssl.create_default_context(cafile=ca)
+        self._context.load_cert_chain(certificate, key)
+
+    def _connect(self, timeout: float) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection("127.0.0.1", self._port, timeout=timeout, context=self._context)
+
+    def _send(
+        self, connection: http.client.HTTPSConnection, method: str, path: str, body: object, kind: str
+    ) -> http.client.HTTPResponse:
+        data = None if body is None else json.dumps(body).encode()
+        connection.request(method, path, data, {"Content-Type": kind, "Accept": "application/json"})
+        answer = connection.getresponse()
+        if answer.status >= 300:
+            raise StatusError(method, path, answer.status, answer.read())
+        return answer
+
+    def raw(self, method: str, path: str, body: object = None, *, timeout: float = 30.0, kind: str = _MERGE) -> bytes:
+        """Return the answer's body. Raises StatusError, or OSError if the server is not there."""
+        connection = self._connect(timeout)
+        try:
+            kind = kind if method == "PATCH" else "application/json"
+            return self._send(connection, method, path, body, kind).read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{method} {path}: {error!r}") from error
+        finally:
+            connection.close()
+
+    def get(self, path: str, **options: Any) -> Any:
+        """Return the object or list at `path`; raises as `raw`."""
+        return json.loads(self.raw("GET", path, **options))
+
+    def create(self, path: str, body: object) -> Any:
+        """Create `body` in the collection at `path`; raises as `raw`."""
+        return json.loads(self.raw("POST", path, body))
+
+    def patch(self, path: str, body: object) -> Any:
+        """Merge `body` into the object at `path` (RFC 7386); raises as `raw`."""
+        return json.loads(self.raw("PATCH", path, body))
+
+    def replace(self, path: str, body: object) -> Any:
+        """Put `body` at `path`; raises as `raw`."""
+        return json.loads(self.raw("PUT", path, body))
+
+    def delete(self, path: str, **options: object) -> None:
+        """Delete the object at `path`, with DeleteOptions; raises as `raw`."""
+        self.raw("DELETE", path, options or None)
+
+    def watch(self, path: str, timeout: float) -> Iterator[Any]:
+        """Yield the events of a watch at `path`: first one for each object that is there, then changes.
+
+        Ends after `timeout` seconds without one, or when the server goes; raises StatusError.
+        """
+        connection = self._connect(timeout)
+        try:
+            answer = self._send(connection, "GET", f"{path}?watch=1", None, "application/json")
+            while line := answer.readline():
+                yield json.loads(line)
+        except (OSError, http.client.HTTPException):
+            return
+        finally:
+            connection.close()
