@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup image boot test test-faults lint bench lock fuzz clean
+.PHONY: help setup image boot cluster test test-faults test-cluster lint bench lock fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ boot: setup ## boot a node in QEMU and watch it; Ctrl-C powers it off
 	@$(PYTHON) -m rootfs image >/dev/null
 	@$(PYTHON) -m qemu boot --live $(ARGS)
 
+cluster: setup ## start a Kubernetes control plane and two nodes that join it; Ctrl-C ends all
+	@$(PYTHON) -m rootfs image >/dev/null
+	@$(PYTHON) -m qemu cluster $(ARGS)
+
 test: setup ## run linters, unit, namespace and VM tests
 	@$(PYTHON) -m rootfs image >/dev/null
 	@$(SUDO) $(PYTHON) -m pytest tests/unit tests/namespace tests/vm $(ARGS)
@@ -29,6 +33,11 @@ test: setup ## run linters, unit, namespace and VM tests
 test-faults: setup ## run every row of the table of faults in VMs, the long ones too
 	@$(PYTHON) -m rootfs image >/dev/null
 	@$(SUDO) $(PYTHON) -m pytest tests/vm/test_faults.py -m "faults or not faults" $(ARGS)
+
+test-cluster: setup ## run every test of a real cluster with two nodes, the long ones too
+	@$(PYTHON) -m rootfs image >/dev/null
+	@$(PYTHON) -m rootfs cluster >/dev/null
+	@$(SUDO) $(PYTHON) -m pytest tests/cluster -m "cluster or not cluster" $(ARGS)
 
 lint: setup ## run ruff, mypy --strict, codespell and the C warnings alone
 	@$(PYTHON) -m pytest tests/unit/test_linters.py -q $(ARGS)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from initd.api.protocol import ApiError
-from initd.client import live, vms
+from initd.client import live as node_live
+from initd.client import vms
 from qemu.errors import HarnessError
 from qemu.image import Files
 from qemu.machine import Machine, checked_name
@@ -57,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     boot.add_argument("--kernel", metavar="FILE", type=Path, help="boot this instead of what rootfs builds")
     boot.add_argument("--initrd", metavar="FILE", type=Path)
     boot.add_argument("--disk", metavar="FILE", type=Path, help="the root disk, attached read-only")
+    cluster = commands.add_parser("cluster", help="start a control plane and nodes that join it; Ctrl-C ends all")
+    cluster.set_defaults(run=_cluster)
+    cluster.add_argument("--nodes", metavar="N", type=int, default=2, help="how many (2)")
+    cluster.add_argument(
+        "--name", default="cluster", help="the name (cluster); nodes are VMs NAME-node-1, ..."
+    )
+    cluster.add_argument("--memory", metavar="MIB", type=int, default=3072, help="each node's memory (3072)")
     listing = commands.add_parser("list", help="list the machines that run")
     listing.set_defaults(run=_list)
     stop = commands.add_parser("stop", help="power a machine off")
@@ -152,11 +160,33 @@ def _watch_boot(machine: Machine, options: argparse.Namespace) -> int:
 def _live(machine: Machine, since: int) -> None:
     """Show the node until Ctrl-C, then power it off; or until it goes off by itself."""
     try:
-        live.watch(machine.client, sys.stdout, lambda: not machine.running, since)
+        node_live.watch(machine.client, sys.stdout, lambda: not machine.running, since)
         print(f"VM {machine.name} went off")
     except KeyboardInterrupt:
         print(f"\npowering VM {machine.name} off; Ctrl-C again pulls the plug", flush=True)
         print(_power_off(machine))
+
+
+def _cluster(options: argparse.Namespace) -> int:
+    """Start a cluster, say how to use it, and show it until Ctrl-C."""
+    from qemu.cluster import Cluster, live  # noqa: PLC0415 it needs more packages than the other commands
+
+    names = [f"node-{number}" for number in range(1, options.nodes + 1)]
+    with Cluster(options.name) as cluster:
+        plane = cluster.control_plane
+        print(f"Kubernetes API at https://127.0.0.1:{plane.port}; try it:")
+        print(f"  export KUBECONFIG={plane.kubeconfig}")
+        print(f"  alias kubectl={plane.programs}/kubectl", flush=True)
+        for name in names:
+            machine = cluster.machine(name, memory=options.memory)
+            machine.start()
+            print(f"{name} starts; its API: initctl --vm {machine.name} status", flush=True)
+        try:
+            live.watch(cluster, sys.stdout, lambda: not any(m.running for m in cluster.machines.values()))
+            print("every node went off")
+        except KeyboardInterrupt:
+            print("\nending nodes and control plane", flush=True)
+    return 0
 
 
 def _power_off(machine: Machine) -> str:

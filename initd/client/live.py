@@ -42,17 +42,38 @@ def watch(
                 view.lost(str(error))
             client = None
     finally:
-        file.write(_WRAP_ON if file.isatty() else "")
+        view.screen.close()
+
+
+class Screen:
+    """Text that is drawn over itself on a terminal. close() when done."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._height = 0  # lines drawn, to be drawn over
+
+    def draw(self, lines: list[str]) -> None:
+        """Show these lines, as many as there is room for, in place of those before."""
+        shown = lines[: shutil.get_terminal_size().lines - 1]
+        up = f"\x1b[{self._height}A" if self._height else ""
+        self._height = len(shown)
+        self._file.write("".join([_WRAP_OFF, up, _CLEAR_BELOW, *(f"{line}\n" for line in shown)]))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the terminal back as it was."""
+        self._file.write(_WRAP_ON if self._height else "")
+        self._file.flush()
 
 
 class _View:
     def __init__(self, file: TextIO, since: int) -> None:
         self._file = file
+        self.screen = Screen(file)
         self._terminal = file.isatty()
         self._style = Style(file)
         self._boot = ""
         self._seen = 0 if self._terminal else since  # the number of the last event, in that boot
-        self._height = 0  # lines drawn, to be drawn over
         self._events: deque[str] = deque(maxlen=200)
         self._pods = ""
         self._pods_at = 0.0
@@ -73,7 +94,7 @@ class _View:
             if not self._terminal and event:
                 print(self._events[-1], file=self._file, flush=True)
             elif self._terminal and now - drawn >= _REDRAW_SECONDS:
-                self._draw(self._lines(client, now))
+                self.screen.draw(self._lines(client, now))
                 drawn = now
             if until():
                 return
@@ -82,7 +103,7 @@ class _View:
         """Say that the node is gone, and wait a moment."""
         line = f"{self._style.paint('waiting for the node', 'yellow')}: {clean(reason)}"
         if self._terminal:
-            self._draw([line])
+            self.screen.draw([line])
         else:
             print(line, file=self._file, flush=True)
         time.sleep(_RETRY_SECONDS)
@@ -100,10 +121,3 @@ class _View:
         lines = f"{status}\n\n{services}\n\n{self._pods}\n\n".splitlines()
         room = shutil.get_terminal_size().lines - len(lines) - 1
         return lines + list(self._events)[-room:] if room > 0 else lines
-
-    def _draw(self, lines: list[str]) -> None:
-        shown = lines[: shutil.get_terminal_size().lines - 1]
-        up = f"\x1b[{self._height}A" if self._height else ""
-        self._height = len(shown)
-        self._file.write("".join([_WRAP_OFF, up, _CLEAR_BELOW, *(f"{line}\n" for line in shown)]))
-        self._file.flush()
