@@ -15,10 +15,11 @@ import subprocess
 from typing import TYPE_CHECKING, Any, Self
 
 from qemu import disks
-from qemu.cluster.controlplane import LOOPBACK, ControlPlane
+from qemu.cluster.controlplane import HOST, LOOPBACK, ControlPlane
 from qemu.errors import HarnessError
 from qemu.machine import Machine, checked_name
 from qemu.net import Network, Segment
+from qemu.registry import Registry
 from qemu.toml import toml
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from qemu.image import Bootable
 
+REGISTRY = "cluster.initd.test"  # in the names of the images that only the harness has
 KUBELET_PORT = 10250
 NODE_NETWORK = "10.100.0"
 FIRST_STATION = 11
@@ -50,6 +52,7 @@ class Cluster:
         self._stack = contextlib.ExitStack()
         self._certificate_seconds = certificate_seconds
         self.control_plane: ControlPlane
+        self.registry: Registry
 
     def __enter__(self) -> Self:
         self.start()
@@ -61,12 +64,14 @@ class Cluster:
         self.kill()
 
     def start(self) -> None:
-        """Start the control plane; raises HarnessError."""
-        programs, _images = _built()
+        """Start registry and control plane; raises HarnessError."""
+        programs, images = _built()
         shutil.rmtree(self.folder, ignore_errors=True)  # what a harness that was killed left behind
         disks.make_folder(self.folder)
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         try:
+            self.registry = Registry(images)
+            self._stack.callback(self.registry.close)
             self.control_plane = ControlPlane(programs, self.folder, self._dial, self._certificate_seconds)
             self._stack.callback(self.control_plane.stop)
             self.control_plane.start()
@@ -99,6 +104,7 @@ class Cluster:
             "cluster": {"bootstrap_kubeconfig": kubeconfig},
             "network": {"interfaces": interfaces},
             "kubelet": {"config": kubelet},
+            "registries": [{"host": REGISTRY, "mirrors": [f"http://{HOST}:{self.registry.port}"]}],
         }
         return "".join(f"{key} = {toml(value)}\n" for key, value in tables.items()) + extra
 
