@@ -1,10 +1,12 @@
-"""System calls that Python's standard library lacks, typed: the only importer of `initd._native`.
+"""System calls, most of which Python's standard library lacks, typed: the only importer of `initd._native`.
 
 Each function raises OSError whose text names the call and whose filename is the path, or ValueError for text with a NUL
 byte, which C would cut short. PID 1 imports this before it has started anything, so it imports nothing slow itself.
 Behaviour is that of the man page of the same name.
 """
 
+import _signal  # type: ignore[import-not-found]  # typeshed describes `signal` only
+import _socket
 import faulthandler
 import os
 from collections.abc import Collection, Mapping
@@ -41,33 +43,6 @@ class UmountFlag(IntFlag):
     NONE = 0
     DETACH = lib.MNT_DETACH
     NOFOLLOW = lib.UMOUNT_NOFOLLOW
-
-
-class Resolve(IntFlag):
-    """How openat2(2) may walk a path."""
-
-    NO_XDEV = lib.RESOLVE_NO_XDEV
-    NO_MAGICLINKS = lib.RESOLVE_NO_MAGICLINKS
-    NO_SYMLINKS = lib.RESOLVE_NO_SYMLINKS
-    BENEATH = lib.RESOLVE_BENEATH
-    IN_ROOT = lib.RESOLVE_IN_ROOT
-
-
-class Namespace(IntFlag):
-    """Kinds of namespaces, for `Spawn.namespaces`, `setns` and `unshare`."""
-
-    MOUNT = lib.CLONE_NEWNS
-    PID = lib.CLONE_NEWPID
-    NET = lib.CLONE_NEWNET
-    UTS = lib.CLONE_NEWUTS
-    IPC = lib.CLONE_NEWIPC
-
-
-class Prctl(IntEnum):
-    """Options of prctl(2) that take one number."""
-
-    PDEATHSIG = lib.PR_SET_PDEATHSIG
-    NO_NEW_PRIVS = lib.PR_SET_NO_NEW_PRIVS
 
 
 class RebootCommand(IntEnum):
@@ -179,11 +154,6 @@ def umount(target: str, flags: UmountFlag = UmountFlag.NONE) -> None:
     _checked(lib.umount2(_text("target", target), int(flags)), "umount", target)
 
 
-def pivot_root(new_root: str, put_old: str) -> None:
-    """Make `new_root` the root mount and put the old one at `put_old`."""
-    _checked(lib.initd_pivot_root(_text("new_root", new_root), _text("put_old", put_old)), "pivot_root", new_root)
-
-
 def _strings(what: str, values: Collection[str]) -> tuple[object, list[object]]:
     """A NULL-terminated char*[] and what must stay referenced while it is used."""
     kept: list[object] = [ffi.new("char[]", _text(what, value)) for value in values]
@@ -249,14 +219,10 @@ def wait_pid(pid: int) -> Exit | None:
     return None if end is None else Exit(end.si_pid, end.si_uid, end.si_code, end.si_status)
 
 
-def pidfd_open(pid: int) -> int:
-    """A descriptor of a process, close-on-exec. Raises ProcessLookupError if there is none."""
-    return os.pidfd_open(pid)
-
-
-def pidfd_send_signal(fd: int, sig: int) -> None:
-    """Send a signal. Raises ProcessLookupError if the process has ended."""
-    _checked(lib.initd_pidfd_send_signal(fd, sig), "pidfd_send_signal")
+# The standard library has these, without the modules `signal` and `socket`, which PID 1 does not pay for this early.
+pidfd_open = os.pidfd_open
+pidfd_send_signal = _signal.pidfd_send_signal
+sethostname = _socket.sethostname
 
 
 def signalfd(signals: Collection[int]) -> int:
@@ -277,36 +243,6 @@ def read_signal(fd: int) -> SignalInfo | None:
 def reboot(command: RebootCommand) -> None:
     """End the system: acts at once and does not sync. Only CAD_OFF returns."""
     _checked(lib.reboot(command), "reboot")
-
-
-def sethostname(name: str) -> None:
-    data = _text("name", name)
-    _checked(lib.sethostname(data, len(data)), "sethostname")
-
-
-def prctl_set(option: int, value: int) -> None:
-    """prctl(2) for an option that takes one number."""
-    _checked(lib.initd_prctl(option, value), f"prctl {option}")
-
-
-def drop_capabilities(keep: Collection[int]) -> None:
-    """Keep only these capabilities, for good: bounding, permitted, effective; the other sets are emptied."""
-    _checked(lib.initd_drop_capabilities(_mask(keep)), "drop_capabilities")
-
-
-def openat2(dirfd: int, path: str, flags: int, resolve: Resolve, mode: int = 0) -> int:
-    """Open a file, bounded by `resolve`. The caller gives O_CLOEXEC itself; `mode` is 0 unless a file is made."""
-    return _checked(lib.initd_openat2(dirfd, _text("path", path), flags, mode, int(resolve)), "openat2", path)
-
-
-def setns(fd: int, kind: int) -> None:
-    """Enter the namespace of a descriptor (/proc/PID/ns/*, or a pidfd) of a kind (CLONE_NEW*; 0: any)."""
-    _checked(lib.setns(fd, kind), "setns")
-
-
-def unshare(kinds: Namespace) -> None:
-    """Leave the shared namespaces of these kinds for new ones."""
-    _checked(lib.unshare(int(kinds)), "unshare")
 
 
 def finit_module(path: str, params: str = "") -> None:

@@ -30,7 +30,6 @@ PROGRAMS = ("stage1", "rescue", *IMAGES)
 LIBC = """
 int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
 int umount2(const char *target, int flags);
-int sethostname(const char *name, size_t length);
 int reboot(int command);
 int setns(int fd, int kind);
 int unshare(int flags);

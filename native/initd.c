@@ -22,10 +22,6 @@ int initd_finit_module(int fd, const char *parameters, int flags) {
     return (int)syscall(SYS_finit_module, fd, parameters, flags);
 }
 
-int initd_pidfd_send_signal(int pidfd, int signal) {
-    return (int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0);
-}
-
 /* Blocks the signals, so that they are only ever read, and returns a non-blocking descriptor for them. */
 int initd_signalfd(const int *signals, size_t count) {
     sigset_t set;

@@ -264,7 +264,7 @@ static void await_exec(int fd, int timeout, struct initd_child *child) {
         report = (struct report){INITD_EXEC, EIO};
     child->stage = report.stage;
     child->error = report.error;
-    initd_pidfd_send_signal(child->pidfd, SIGKILL);
+    syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
     siginfo_t info;
     while (waitid((idtype_t)P_PIDFD, (id_t)child->pidfd, &info, WEXITED) < 0 && errno == EINTR)
         continue;

@@ -24,10 +24,12 @@ from initd.api.session import Api
 from initd.api.start import listen as serve_on
 from initd.client.connection import Client
 from initd.events import boottime
-from initd.native import MountFlag, Namespace, Spawn
+from initd.native import MountFlag, Spawn
 from qemu.errors import HarnessError
 from tests.bench.parse import start_time
 from tests.bench.programs import compiled
+from tests.namespace import calls
+from tests.namespace.calls import Namespace
 from tests.namespace.conftest import cgroup2_root, remove
 from tests.namespace.supervision import PYTHON, TELL, Init
 from tests.unit.api_support import listen
@@ -114,7 +116,7 @@ def _be_pid_1(tree: Path) -> NoReturn:
         await asyncio.Event().wait()
 
     try:
-        native.prctl_set(native.Prctl.PDEATHSIG, signal.SIGKILL)
+        calls.prctl_set(calls.Prctl.PDEATHSIG, signal.SIGKILL)
         native.mount("", "/", "", MountFlag.REC | MountFlag.PRIVATE)
         native.mount(str(tree), cgroups.ROOT, "", MountFlag.BIND)
         native.mount("tmpfs", "/run", "tmpfs")
@@ -130,11 +132,11 @@ def _be_pid_1(tree: Path) -> NoReturn:
 def _start_inside(pid_1: native.Child, *argv: str) -> subprocess.Popen[str]:
     """Start a program in the pid namespace; it stays a child of this process."""
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    native.setns(pid_1.pidfd, Namespace.PID)
+    calls.setns(pid_1.pidfd, Namespace.PID)
     try:
         return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
     finally:
-        native.setns(own, Namespace.PID)
+        calls.setns(own, Namespace.PID)
         os.close(own)
 
 

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import pytest
 
 from initd import cgroups, native
-from initd.native import MountFlag, Namespace
+from initd.native import MountFlag
+from tests.namespace import calls
+from tests.namespace.calls import Namespace
 from tests.namespace.supervision import Init
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Isolated(Protocol):
 
 def _run(body: Callable[[], object], report: int) -> None:
     """Be process 1 of the namespaces: report (True, value) or (False, traceback)."""
-    native.prctl_set(native.Prctl.PDEATHSIG, SIGKILL)  # it must not outlive the process that waits for it
+    calls.prctl_set(calls.Prctl.PDEATHSIG, SIGKILL)  # it must not outlive the process that waits for it
     try:
         native.mount("", "/", "", MountFlag.REC | MountFlag.PRIVATE)
         native.mount("proc", "/proc", "proc", MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC)
@@ -60,8 +62,8 @@ def _run(body: Callable[[], object], report: int) -> None:
 
 def _enter(body: Callable[[], object], report: int) -> None:
     """Make the namespaces; the first child after that is process 1 of the new pid namespace."""
-    native.prctl_set(native.Prctl.PDEATHSIG, SIGKILL)
-    native.unshare(KINDS)
+    calls.prctl_set(calls.Prctl.PDEATHSIG, SIGKILL)
+    calls.unshare(KINDS)
     pid = os.fork()
     if pid == 0:
         _run(body, report)

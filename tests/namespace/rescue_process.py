@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from initd import native
 from initd.api.protocol import Decoder, Message, Request, Response, encode
 from initd.client.connection import Client
-from initd.native import MountFlag, Namespace, Spawn
+from initd.native import MountFlag, Spawn
+from tests.namespace import calls
+from tests.namespace.calls import Namespace
 from tests.namespace.test_native_programs import build
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def become(root: Path, argv: tuple[str | bytes, ...], env: Mapping[str, str], *,
     native.mount("proc", str(root / "proc"), "proc")
     native.sethostname("node-1")
     if not may_reboot:
-        native.drop_capabilities([number for number in range(LAST_CAPABILITY + 1) if number != SYS_BOOT])
+        calls.drop_capabilities([number for number in range(LAST_CAPABILITY + 1) if number != SYS_BOOT])
     os.chroot(root)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what PID 1 leaves behind must not matter
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -174,7 +176,7 @@ class Rescue:
             outcome: tuple[bool, object] = (False, "not even begun")
             try:
                 assert self.child is not None
-                native.setns(self.child.pidfd, Namespace.PID)
+                calls.setns(self.child.pidfd, Namespace.PID)
                 if pid := os.fork():
                     os.waitpid(pid, 0)
                     os._exit(0)

@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from initd import native
-from initd.native import MountFlag, Namespace, Spawn
+from initd.native import MountFlag, Spawn
+from tests.namespace.calls import Namespace
 
 if TYPE_CHECKING:
     from tests.namespace.conftest import Isolated

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from initd import native
-from initd.native import Namespace, Spawn, SpawnError, Stage
+from initd.native import Spawn, SpawnError, Stage
+from tests.namespace import calls
+from tests.namespace.calls import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +104,7 @@ def test_a_failure_leaves_no_descriptor_open() -> None:
 
 def test_a_bounding_set_that_cannot_be_lowered_is_reported(isolated: Isolated) -> None:
     def body() -> Stage:
-        native.drop_capabilities(set(range(64)) - {CAP_SETPCAP})
+        calls.drop_capabilities(set(range(64)) - {CAP_SETPCAP})
         return failure(bounding=frozenset({1})).stage
 
     assert isolated(body) is Stage.CAPABILITIES

@@ -11,6 +11,7 @@ import pytest
 from initd import native
 from initd._native import lib
 from initd.native import MountFlag, SpawnError, Stage
+from tests.namespace import calls
 
 
 def test_every_stage_of_the_c_code_has_its_text() -> None:
@@ -27,8 +28,8 @@ def test_flags_have_the_kernels_values() -> None:
     """A few that differ between libraries or are easily mistaken: include/uapi/linux/mount.h."""
     assert (MountFlag.RDONLY, MountFlag.BIND, MountFlag.REC, MountFlag.SHARED) == (1, 4096, 16384, 1 << 20)
     assert (native.UmountFlag.DETACH, native.UmountFlag.NOFOLLOW) == (2, 8)
-    assert (int(native.RebootCommand.CAD_OFF), int(native.Resolve.BENEATH)) == (0, 8)
-    assert int(native.Namespace.PID) == 1 << 29
+    assert (int(native.RebootCommand.CAD_OFF), int(calls.Resolve.BENEATH)) == (0, 8)
+    assert int(calls.Namespace.PID) == 1 << 29
 
 
 def test_an_error_reads_as_a_sentence() -> None:
