@@ -61,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     cluster = commands.add_parser("cluster", help="start a control plane and nodes that join it; Ctrl-C ends all")
     cluster.set_defaults(run=_cluster)
     cluster.add_argument("--nodes", metavar="N", type=int, default=2, help="how many (2)")
-    cluster.add_argument(
-        "--name", default="cluster", help="the name (cluster); nodes are VMs NAME-node-1, ..."
-    )
+    cluster.add_argument("--name", default="cluster", help="the name (cluster); nodes are VMs NAME-node-1, ...")
     cluster.add_argument("--memory", metavar="MIB", type=int, default=3072, help="each node's memory (3072)")
     listing = commands.add_parser("list", help="list the machines that run")
     listing.set_defaults(run=_list)

@@ -80,9 +80,10 @@ class Transition(TypedDict):
 
 
 class ServiceStatus(TypedDict):
-    """One service: where it is, where it should be, and how it got there (newest last)."""
+    """One service: where it is, where it should be, and how it got there (newest last); argv is its next start's."""
 
     name: str
+    argv: list[str]
     state: str
     desired: str
     healthy: bool
@@ -135,6 +136,18 @@ class ProcessInfo(TypedDict):
     state: str
     resident_bytes: int
     cpu_seconds: float
+
+
+class FileInfo(TypedDict):
+    """One file; `mode` is its permissions in octal, as 0644, `modified` the time of its last change."""
+
+    name: str
+    type: str
+    mode: str
+    uid: int
+    gid: int
+    size_bytes: int
+    modified: float
 
 
 class LinkInfo(TypedDict):

@@ -75,6 +75,10 @@ COMMANDS = (
         view=views.listing("pid parent state resident_bytes cpu_seconds name cgroup"), listed=True,
     ),
     Command(
+        "files", "a file, or those in a directory", "files", (Argument("path", "an absolute path"),),
+        views.listing("mode uid gid size_bytes type name"), listed=True,
+    ),
+    Command(
         "links", "network links, their addresses and routes", "links",
         view=views.listing("name kind up mtu mac addresses routes"),
     ),

@@ -108,6 +108,7 @@ class Service:
         waiting = self.state in {State.BACKOFF, State.CRASH_LOOP} and self._deadline is not None
         return {
             "name": self.spec.name,
+            "argv": list(self.argv),
             "state": self.state.value,
             "desired": "up" if self.state in WANTED else "down",
             "healthy": self.healthy,

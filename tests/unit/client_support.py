@@ -39,6 +39,7 @@ EVENTS: list[dict[str, Any]] = [
         "monotonic": 1.5,
         "kind": "service",
         "name": "kubelet",
+        "argv": ["/usr/bin/kubelet"],
         "state": "running",
         "reason": "ready",
     },
@@ -60,6 +61,7 @@ STATUS: types.NodeStatus = {
 SERVICES: list[types.ServiceStatus] = [
     {
         "name": "containerd",
+        "argv": ["/usr/bin/containerd"],
         "state": "running",
         "desired": "running",
         "healthy": True,
@@ -74,6 +76,7 @@ SERVICES: list[types.ServiceStatus] = [
     },
     {
         "name": "kubelet",
+        "argv": ["/usr/bin/kubelet"],
         "state": "backoff",
         "desired": "running",
         "healthy": False,

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from initd.api.registry import Method
 
-CHANGES = {"service.restart": Role.OPERATOR, "reboot": Role.ADMIN, "shutdown": Role.ADMIN}
+# What changes the node, or shows what only root could see.
+RESTRICTED = {"service.restart": Role.OPERATOR, "files": Role.OPERATOR, "reboot": Role.ADMIN, "shutdown": Role.ADMIN}
 PEER = Peer(10, 0, 0, Role.ADMIN, "pid 10, uid 0")
 
 
@@ -35,7 +36,7 @@ PEER = Peer(10, 0, 0, Role.ADMIN, "pid 10, uid 0")
 def test_each_method_is_declared_and_documented(method: Method) -> None:
     text = (method.function.__doc__ or "").strip()
     assert text.endswith(".")
-    assert method.role is CHANGES.get(method.name, Role.READER), "what changes the node is not for readers"
+    assert method.role is RESTRICTED.get(method.name, Role.READER), "what changes or shows more is not for readers"
     assert method.returns not in {"None", ""}
     assert f"`{method.name}(" in reference(METHODS)
     assert method.name in schema(METHODS)
