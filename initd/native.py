@@ -45,6 +45,15 @@ class UmountFlag(IntFlag):
     NOFOLLOW = lib.UMOUNT_NOFOLLOW
 
 
+class Resolve(IntFlag):
+    """How openat2(2) may walk a path."""
+
+    NO_XDEV = lib.RESOLVE_NO_XDEV
+    NO_MAGICLINKS = lib.RESOLVE_NO_MAGICLINKS
+    NO_SYMLINKS = lib.RESOLVE_NO_SYMLINKS
+    BENEATH = lib.RESOLVE_BENEATH
+
+
 class RebootCommand(IntEnum):
     """Commands of reboot(2); CAD is what Ctrl-Alt-Del does: off means a signal to PID 1 instead of an instant reset."""
 
@@ -243,6 +252,11 @@ def read_signal(fd: int) -> SignalInfo | None:
 def reboot(command: RebootCommand) -> None:
     """End the system: acts at once and does not sync. Only CAD_OFF returns."""
     _checked(lib.reboot(command), "reboot")
+
+
+def openat2(dirfd: int, path: str, flags: int, resolve: Resolve) -> int:
+    """Open a file that is there, bounded by `resolve`. The caller gives O_CLOEXEC itself."""
+    return _checked(lib.initd_openat2(dirfd, _text("path", path), flags, 0, int(resolve)), "openat2", path)
 
 
 def finit_module(path: str, params: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import zipfile
@@ -189,6 +190,16 @@ def build(cache: Cache, tools: Tools, spec: Build) -> Path:
     own = [module / package for package in spec.packages if package.startswith(".")]
     name = key(module / "go.mod", module / "go.sum", *own, WHEEL_LOCK, " ".join(spec.arguments()), compiler)
     return cache.entry(f"go-{spec.name}", name, spec.what, spec.seconds, make)
+
+
+def source(cache: Cache, folder: str, module: str) -> Path:
+    """The files of a module that rootfs/go/FOLDER locks, of which nothing is built. Raises BuildError."""
+    go = toolchain(cache)
+    env = _environment(go, str(cache.root / "go/modules"), str(cache.root / "go/objects"))
+    said = run(
+        [str(go / "bin/go"), "-C", str(HERE / "go" / folder), "mod", "download", "-json", module], hint=HINT, env=env
+    )
+    return Path(json.loads(said)["Dir"])
 
 
 def tidy(cache: Cache) -> None:

@@ -12,16 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-class Resolve(IntFlag):
-    """How openat2(2) may walk a path."""
-
-    NO_XDEV = lib.RESOLVE_NO_XDEV
-    NO_MAGICLINKS = lib.RESOLVE_NO_MAGICLINKS
-    NO_SYMLINKS = lib.RESOLVE_NO_SYMLINKS
-    BENEATH = lib.RESOLVE_BENEATH
-    IN_ROOT = lib.RESOLVE_IN_ROOT
-
-
 class Namespace(IntFlag):
     """Kinds of namespaces, for `Spawn.namespaces`, `setns` and `unshare`."""
 
@@ -52,11 +42,6 @@ def prctl_set(option: int, value: int) -> None:
 def drop_capabilities(keep: Collection[int]) -> None:
     """Keep only these capabilities, for good: bounding, permitted, effective; the other sets are emptied."""
     _checked(lib.initd_drop_capabilities(_mask(keep)), "drop_capabilities")
-
-
-def openat2(dirfd: int, path: str, flags: int, resolve: Resolve, mode: int = 0) -> int:
-    """Open a file, bounded by `resolve`. The caller gives O_CLOEXEC itself; `mode` is 0 unless a file is made."""
-    return _checked(lib.initd_openat2(dirfd, _text("path", path), flags, mode, int(resolve)), "openat2", path)
 
 
 def setns(fd: int, kind: int) -> None:
