@@ -28,7 +28,7 @@ def test_flags_have_the_kernels_values() -> None:
     """A few that differ between libraries or are easily mistaken: include/uapi/linux/mount.h."""
     assert (MountFlag.RDONLY, MountFlag.BIND, MountFlag.REC, MountFlag.SHARED) == (1, 4096, 16384, 1 << 20)
     assert (native.UmountFlag.DETACH, native.UmountFlag.NOFOLLOW) == (2, 8)
-    assert (int(native.RebootCommand.CAD_OFF), int(calls.Resolve.BENEATH)) == (0, 8)
+    assert (int(native.RebootCommand.CAD_OFF), int(native.Resolve.BENEATH)) == (0, 8)
     assert int(calls.Namespace.PID) == 1 << 29
 
 
