@@ -88,12 +88,20 @@ class Cluster:
     # Its nodes.
 
     def config(
-        self, name: str, *, token: str | None = None, kubeconfig: str | None = None, extra: str = "", **kubelet: object
+        self,
+        name: str,
+        *,
+        token: str | None = None,
+        kubeconfig: str | None = None,
+        static_pods: Sequence[Mapping[str, Any]] = (),
+        cluster: Mapping[str, Any] | None = None,
+        extra: str = "",
+        **kubelet: object,
     ) -> str:
         """Return the configuration of the node `name`, which ends in its number: node-1 has the address 10.100.0.11.
 
-        token: by which it joins, by default a new one; or the whole kubeconfig. kubelet: fields of
-        KubeletConfiguration. extra: TOML text that follows.
+        token: by which it joins, by default a new one; or the whole kubeconfig. cluster: more of that table. kubelet:
+        fields of KubeletConfiguration. extra: TOML text that follows.
         """
         if kubeconfig is None:
             plane = self.control_plane
@@ -101,9 +109,9 @@ class Cluster:
         interfaces = [{"name": "eth0", "dhcp": True}, {"name": "eth1", "addresses": [f"{self.address(name)}/24"]}]
         tables: dict[str, Any] = {
             "node": {"name": name, "address": self.address(name)},
-            "cluster": {"bootstrap_kubeconfig": kubeconfig},
+            "cluster": {"bootstrap_kubeconfig": kubeconfig, **(cluster or {})},
             "network": {"interfaces": interfaces},
-            "kubelet": {"config": kubelet},
+            "kubelet": {"config": kubelet, "static_pods": list(static_pods)},
             "registries": [{"host": REGISTRY, "mirrors": [f"http://{HOST}:{self.registry.port}"]}],
         }
         return "".join(f"{key} = {toml(value)}\n" for key, value in tables.items()) + extra
@@ -113,9 +121,12 @@ class Cluster:
         """The IP address of the node `name`."""
         return f"{NODE_NETWORK}.{_station(name)}"
 
-    def machine(self, name: str, config: str | None = None, **options: Any) -> Machine:
-        """Make the machine of a node; `config` by default what `config(name)` gives, options are Machine's."""
-        networks = (Network(forward=(KUBELET_PORT,)), Segment(self.control_plane.port, _station(name)))
+    def machine(self, name: str, config: str | None = None, forward: tuple[int, ...] = (), **options: Any) -> Machine:
+        """Make the machine of a node; `config` by default what `config(name)` gives, options are Machine's.
+
+        forward: ports of the node that the host reaches, besides the kubelet's.
+        """
+        networks = (Network(forward=(KUBELET_PORT, *forward)), Segment(self.control_plane.port, _station(name)))
         options = {"memory": MEMORY, "networks": networks, "image": self._image, **options}
         machine = Machine(f"{self.name}-{name}", config=config or self.config(name), **options)
         self.machines[name] = machine

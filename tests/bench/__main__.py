@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qemu.errors import HarnessError
 from qemu.image import Bootable, built
-from tests.bench import api, orphans, report, rest
+from tests.bench import api, cluster, orphans, report, rest
 from tests.bench.boots import CONTENDERS, Bench
 from tests.bench.parse import partition_bytes
 
@@ -78,12 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs = boots(bench, options.runs)
         say("node at rest: booting with the probe")
         resting = rest.measure(image, options.rest, say)
+        joined = cluster.measure(image, options.rest, say)
     except HarnessError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     rows = [
         *report.boot_rows(runs),
         *report.rest_rows(resting),
+        *report.cluster_rows(joined),
         *report.api_rows(trips),
         *report.orphan_rows(flood),
         *report.size_rows(sizes(image)),

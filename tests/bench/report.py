@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tests.bench.boots import Boot
+    from tests.bench.cluster import Joined
     from tests.bench.orphans import Flood
     from tests.bench.rest import Rest
 
@@ -116,6 +117,18 @@ def rest_rows(rest: Rest) -> list[Row]:
     rows += [Row(f"preempted: {name}", used.preemptions / minutes, "/min") for name, used in rest.used.items()]
     rows.append(at_most("killed kubelet: exit to exec", rest.kubelet_back, KUBELET_MS, "ms"))
     return rows
+
+
+def cluster_rows(joined: Joined) -> list[Row]:
+    """From power-on to work in a cluster; then what everything that is no pod takes."""
+    rows = [
+        Row("power-on to Ready in a cluster", joined.ready, "s"),
+        Row("power-on to the first scheduled pod Running", joined.running, "s"),
+    ]
+    rows += [Row(f"in a cluster, at rest: CPU of {name}", use, "ms/s") for name, use in joined.cpu.items()]
+    return rows + [
+        Row(f"in a cluster, at rest: memory of {name}", size / MB, "MB") for name, size in joined.memory.items()
+    ]
 
 
 def api_rows(milliseconds: list[float]) -> list[Row]:
