@@ -234,6 +234,11 @@ pidfd_send_signal = _signal.pidfd_send_signal
 sethostname = _socket.sethostname
 
 
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A duplicate, close-on-exec, of a descriptor that the process has."""
+    return _checked(lib.initd_pidfd_getfd(pidfd, fd), "pidfd_getfd")
+
+
 def signalfd(signals: Collection[int]) -> int:
     """Block the signals and return a non-blocking descriptor from which `read_signal` gets them."""
     return _checked(lib.initd_signalfd([int(number) for number in signals], len(signals)), "signalfd")

@@ -97,9 +97,9 @@ class Link:
         while True:
             await asyncio.sleep(QUIET_SECONDS)
             if not self._busy and not self._running and (terms := rest()) is not None:
-                frame = encode(Notification("idle", [self._received, terms.wake_after]))  # too short to go in parts
+                frame = encode(Notification("idle", [self._received, *terms]))  # too short to go in parts
                 with suppress(OSError):  # PID 1 does not read now: the offer is made again
-                    socket.send_fds(self._socket, [frame], terms.descriptors)
+                    self._socket.send(frame)
                     # Whatever comes from now on is for the next process: nothing is read until PID 1 ends this one, or
                     # asks it for something.
                     select.select([self._socket], [], [], ANSWER_SECONDS)

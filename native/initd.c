@@ -22,6 +22,10 @@ int initd_finit_module(int fd, const char *parameters, int flags) {
     return (int)syscall(SYS_finit_module, fd, parameters, flags);
 }
 
+int initd_pidfd_getfd(int pidfd, int fd) {
+    return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+}
+
 /* Blocks the signals, so that they are only ever read, and returns a non-blocking descriptor for them. */
 int initd_signalfd(const int *signals, size_t count) {
     sigset_t set;

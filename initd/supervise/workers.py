@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from initd import log, worker
+from initd import log, native, worker
 from initd.api.protocol import ApiError, Code, Decoder, Notification, ProtocolError, Request, Response, encode
 from initd.events import EventLog, boottime
 from initd.services import ServiceSpec
@@ -19,10 +19,9 @@ LINK = 3
 CHUNK = 256 << 10
 TIMEOUT = 30.0
 DEAF_SECONDS = 1.0
-UNSENT_BYTES = 1 << 20
+UNREAD_BYTES = 1 << 20  # that the kernel keeps, as far as it grants them, for a worker that does not read yet
 KINDS = 16  # of notifications kept for a handler to come
 IDLE = "idle, starts when needed"
-KEPT = 16  # descriptors of a resting worker
 WAKE_SECONDS = (1.0, 86400.0)  # the soonest and the latest that a resting worker is started
 
 
@@ -43,10 +42,7 @@ class Worker(Service):
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._msgid = 0
         self._decoder: Any = None
-        self._unsent = bytearray()
         self._sent = 0
-        self._handed: list[int] = []
-        self._too_many = False
         self._kept: list[int] = []
         self._wake_after: float | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -63,6 +59,7 @@ class Worker(Service):
         self._ignore_wakes()
         self._socket, self._child_end = socket.socketpair()
         self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         return {LINK + number: fd for number, fd in enumerate([self._child_end.fileno(), *self._kept])}
 
     def forked(self) -> NoReturn:
@@ -129,8 +126,6 @@ class Worker(Service):
             return
         self._decoder = Decoder()
         self._loop.add_reader(self._socket.fileno(), self._readable)
-        if self._unsent:
-            self._loop.add_writer(self._socket.fileno(), self._writable)
 
     def _close(self) -> None:
         if self._child_end is not None:
@@ -138,11 +133,8 @@ class Worker(Service):
         if self._socket is not None:
             if self._loop is not None:
                 self._loop.remove_reader(self._socket.fileno())
-                self._loop.remove_writer(self._socket.fileno())
             self._socket.close()
             self._socket = None
-        self._handed = _closed(self._handed)
-        self._unsent.clear()
         self._sent = 0
         calls, self._calls = self._calls, {}
         for call in calls.values():
@@ -153,7 +145,7 @@ class Worker(Service):
         return ApiError(Code.UNAVAILABLE, f"worker {self.spec.name}: {why}")
 
     def tell(self, method: str, *params: object) -> None:
-        """Send a notification, or lose it if the worker does not run. Needs no loop: it may still be starting."""
+        """Send a notification, which one that does not run or read never gets. Needs no loop: it may be starting."""
         self._send(encode(Notification(method, list(params))))
 
     async def call(self, method: str, *params: object, timeout: float = TIMEOUT) -> Any:
@@ -172,12 +164,11 @@ class Worker(Service):
     async def _ask(self, method: str, params: tuple[object, ...]) -> Any:
         if self._socket is None or self._loop is None:
             raise self._unavailable(self.last_exit or "not running")
-        if len(self._unsent) > UNSENT_BYTES:
-            raise self._unavailable("it does not read what it is asked")
         self._msgid = msgid = self._msgid % 0xFFFF_FFFF + 1
         future = self._calls[msgid] = self._loop.create_future()
         try:
-            self._send(encode(Request(msgid, method, list(params))))
+            if not self._send(encode(Request(msgid, method, list(params)))):
+                raise self._unavailable("it does not read what it is asked")
             return await future
         finally:
             self._calls.pop(msgid, None)
@@ -191,34 +182,32 @@ class Worker(Service):
             if self.process is process:  # else it has ended by itself
                 self.handle(Event.UNHEALTHY, error.message)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> bool:
+        """Whether there was room for the frame. It never waits: who reads nothing for so long is ended by liveness."""
         if self._socket is None:
-            return
+            return False
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # the worker is gone; its end is reaped and told from there
         self._sent += 1
-        self._unsent += data
-        self._writable()
-        if self._unsent and self._loop is not None:
-            self._loop.add_writer(self._socket.fileno(), self._writable)
+        if sent < len(data):
+            self.handle(Event.UNHEALTHY, "does not read what it is asked")  # nor could it any more: a frame is torn
+        return True
 
-    def _writable(self) -> None:
+    def _readable(self) -> None:
         if self._socket is None:
             return
         try:
-            sent = self._socket.send(self._unsent)
-            del self._unsent[:sent]
+            data = self._socket.recv(CHUNK)
         except BlockingIOError:
             return
         except OSError:
-            self._unsent.clear()  # the worker is gone; its end is reaped and told from there
-        if not self._unsent and self._loop is not None:
-            self._loop.remove_writer(self._socket.fileno())
-
-    def _readable(self) -> None:
-        data = self._receive_data()
-        if data is None:
-            return
+            data = b""
         if not data:
-            if self._loop is not None and self._socket is not None:
+            if self._loop is not None:
                 self._loop.remove_reader(self._socket.fileno())
                 self._loop.call_later(DEAF_SECONDS, self._deaf, self.process)
             return
@@ -239,38 +228,26 @@ class Worker(Service):
                 case _:
                     log.warning(f"{self.spec.name}: calls PID 1, which serves no worker", message=repr(message)[:200])
 
-    def _receive_data(self) -> bytes | None:
-        """What the worker sent, b"" after the last, None if it is nothing yet; descriptors are put by."""
-        if self._socket is None:
-            return None
-        try:
-            data, handed, flags, _sender = socket.recv_fds(self._socket, CHUNK, KEPT)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
-        for fd in handed:
-            os.set_inheritable(fd, False)
-        self._handed += handed
-        if flags & socket.MSG_CTRUNC or len(self._handed) > KEPT:
-            self._handed, self._too_many = _closed(self._handed), True
-        return data
-
     def _is_idle(self, params: list[Any]) -> None:
-        """End a worker that offers it, unless it has not read all that it was sent: it offers again later."""
-        handed, self._handed = self._handed, []
+        """End a worker that offers it, unless it has not read all that it was sent: it offers again later. Its
+        descriptors are taken out of it by their numbers.
+        """
         soonest, latest = WAKE_SECONDS
         settled = self._ready_at is not None and boottime() - self._ready_at >= soonest  # else it could spin
-        taken, self._too_many = settled and not self._calls and not self._too_many, False
         match params:
-            case [received, None | float() as wake_after] if taken and received == self._sent:
-                _closed(self._kept)
-                self._kept = handed
+            case [received, None | float() as wake_after, [*numbers]] if received == self._sent and self.process:
+                if not settled or self._calls or len(numbers) > worker.DESCRIPTORS:
+                    return
+                self._kept = _closed(self._kept)
+                try:
+                    self._kept += (native.pidfd_getfd(self.process.pidfd, number) for number in numbers)
+                except (OSError, TypeError, OverflowError) as error:
+                    self._kept = _closed(self._kept)
+                    log.warning(f"{self.spec.name}: handed over what cannot be had", error=str(error))
+                    return
                 self._wake_after = None if wake_after is None else min(max(soonest, wake_after), latest)
                 self.status_text = IDLE
                 self.stop("idle")
-            case _:
-                _closed(handed)
 
     def _deaf(self, process: Process | None) -> None:
         """A worker that closed its end ends soon; one that does not is of no use any more."""

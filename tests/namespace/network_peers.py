@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from initd import native
 from initd.api.protocol import Decoder, Notification, Request, Response, encode
 
 if TYPE_CHECKING:
@@ -117,7 +118,6 @@ class Worker:
             )
         if kept is not None:
             os.close(kept)
-        self._descriptors: list[int] = []
         self.pid = self._process.pid
         self._decoder = Decoder()
         self._inbox: list[Any] = []
@@ -127,9 +127,8 @@ class Worker:
     def _receive(self, end: float) -> Any:
         while not self._inbox:
             self._socket.settimeout(max(0.001, end - time.monotonic()))
-            data, fds, _, _ = socket.recv_fds(self._socket, 65536, 4)
+            data = self._socket.recv(65536)
             assert data, "the worker closed its link"
-            self._descriptors += fds
             self._inbox += self._decoder.feed(data)
         message = self._inbox.pop(0)
         if isinstance(message, Notification) and message.method == "state":
@@ -167,11 +166,12 @@ class Worker:
         while True:
             message = self._receive(end)
             if isinstance(message, Notification) and message.method == "idle":
-                received, wake_after = message.params
+                params: Any = message.params
+                received, wake_after, (number,) = params
                 assert received == self._calls
-                descriptor = self._descriptors.pop()
-                while self._descriptors:  # of offers before
-                    os.close(self._descriptors.pop())
+                pidfd = os.pidfd_open(self.pid)
+                descriptor = native.pidfd_getfd(pidfd, number)
+                os.close(pidfd)
                 meanwhile()
                 self._process.terminate()  # as PID 1 does
                 assert self.close() == -signal.SIGTERM

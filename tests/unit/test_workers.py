@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from initd import native, services
+from initd import native, services, worker
 from initd.api.protocol import ApiError, Code, Decoder, Notification, Request, Response, encode
 from initd.supervise import workers
 from initd.supervise.reap import CLD_KILLED
@@ -44,6 +44,7 @@ class Bench:
             return child
 
         patch.setattr(native, "spawn", run)
+        patch.setattr(native, "pidfd_getfd", lambda _pidfd, number: os.dup(number))
         self.worker = Worker(PROBE, self.world.events, self.world.reaper)
 
     async def attach(self) -> None:
@@ -67,8 +68,7 @@ class Bench:
 
     def offer(self, wake_after: object, *descriptors: int, received: int = 0) -> None:
         """The worker would like to end."""
-        frame = encode(Notification("idle", [received, wake_after]))
-        socket.send_fds(self.links[-1], [frame], descriptors)
+        self.say(Notification("idle", [received, wake_after, list(descriptors)]))
 
     def die(self) -> None:
         """The worker's process is killed."""
@@ -196,10 +196,22 @@ def test_an_answer_that_does_not_come(play: Callable[..., None]) -> None:
 def test_one_that_does_not_read_costs_no_memory_without_bound(play: Callable[..., None]) -> None:
     async def scene(bench: Bench) -> None:
         await bench.run()
-        calls = [asyncio.ensure_future(bench.worker.call("state", "x" * MIB, timeout=0.2)) for _ in range(20)]
-        codes = {(await failure(call))[0] for call in calls}
-        assert codes == {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
-        assert len(bench.worker._unsent) < 3 * MIB
+        calls = [asyncio.ensure_future(bench.worker.call("state", "x" * 9000, timeout=0.2)) for _ in range(400)]
+        outcomes = [await failure(call) for call in calls]
+        assert {code for code, _ in outcomes} == {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
+        assert outcomes[-1] == (Code.UNAVAILABLE, "worker probe: it does not read what it is asked")
+        assert bench.worker.state is State.RUNNING, "it may only be slow"
+
+    play(scene)
+
+
+def test_one_whose_frame_is_torn_is_ended(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        call = asyncio.ensure_future(bench.worker.call("state", "x" * 4 * MIB, timeout=0.2))
+        await until(lambda: bench.worker.state is State.FAILING)
+        assert bench.worker.history[-1]["reason"] == "does not read what it is asked"
+        assert (await failure(call))[0] is Code.DEADLINE_EXCEEDED
 
     play(scene)
 
@@ -374,12 +386,15 @@ def test_offers_that_are_not_taken_leave_nothing_open(play: Callable[..., None])
         bench.offer(None, reading, received=2)  # with a call under way
         bench.say(Notification("second", []))
         await until(lambda: "second" in bench.worker._unheard)
-        bench.offer(None, *[reading] * (workers.KEPT + 1), received=3)
+        call.cancel()
+        await asyncio.sleep(0)
+        bench.offer(None, *[reading] * (worker.DESCRIPTORS + 1), received=2)
+        bench.offer(None, reading, 1 << 20, received=2)
+        bench.say(Notification("idle", [2, None, [reading, "stdin"]]))
         bench.say(Notification("third", []))
         await until(lambda: "third" in bench.worker._unheard)
         assert bench.worker.state is State.RUNNING
         assert len(os.listdir("/proc/self/fd")) == before
-        call.cancel()
         os.close(reading)
         os.close(writing)
 
