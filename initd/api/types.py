@@ -165,26 +165,10 @@ class LinkInfo(TypedDict):
     managed: bool
 
 
-class LeaseInfo(TypedDict):
-    """A DHCP lease; times are seconds since boot (CLOCK_BOOTTIME), a route is its destination and its gateway."""
-
-    link: str
-    address: str
-    server: str
-    gateway: str | None
-    routes: list[tuple[str, str | None]]
-    dns: list[str]
-    ntp: list[str]
-    hostname: str | None
-    mtu: int | None
-    obtained: float
-    renew: float
-    rebind: float
-    expires: float
-
-
 class NetworkState(TypedDict):
-    """The network worker's whole view. `address` is the primary IPv4 or IPv6 address without a prefix length."""
+    """The network worker's whole view. `address` is the primary IPv4 or IPv6 address without a prefix length; `lease`
+    is for the worker's next process.
+    """
 
     ready: bool
     reasons: list[str]
@@ -193,7 +177,7 @@ class NetworkState(TypedDict):
     links: list[LinkInfo]
     dns: list[str]
     ntp: list[str]
-    lease: LeaseInfo | None
+    lease: dict[str, Any] | None
 
 
 class DiskInfo(TypedDict):

@@ -2,11 +2,10 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from socket import inet_ntoa
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-from initd.api.types import LeaseInfo
 from initd.network.packet import Message, Option, RefusedError
 
 SHORTEST = 5  # seconds; renewing more often than every two seconds would be a loop
@@ -15,7 +14,7 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0
 
 
 class Lease(NamedTuple):
-    """One granted address, with its prefix length; the fields are those of api.types.LeaseInfo."""
+    """One granted address, with its prefix length; times are seconds since boot, a route is destination and gateway."""
 
     address: str
     server: str
@@ -32,17 +31,6 @@ class Lease(NamedTuple):
     @property
     def host(self) -> str:
         return self.address.partition("/")[0]
-
-    def info(self, link: str) -> LeaseInfo:
-        """The lease of that link for the API, and for a later process of this worker."""
-        gateway = next((via for to, via in self.routes if to == "0.0.0.0/0"), None)
-        return cast("LeaseInfo", {"link": link, "gateway": gateway, **self._asdict()})
-
-
-def resumed(info: LeaseInfo) -> Lease:
-    """The lease that an earlier process of this worker held."""
-    fields: Mapping[str, Any] = info
-    return Lease(**{name: fields[name] for name in Lease._fields})
 
 
 def judge(message: Message, requested: float) -> Lease:

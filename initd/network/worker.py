@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-from initd.api.types import LeaseInfo, NetworkState
+from initd.api.types import NetworkState
 from initd.network import monitor
-from initd.network.lease import resumed
+from initd.network.lease import Lease
 from initd.network.managed import Managed, link_info
 from initd.network.netlink import LOOPBACK, Netlink, boottime
 from initd.network.plan import Interface, Link
@@ -47,7 +47,7 @@ class Network:
         self._monitor.close()
         self._netlink.close()
 
-    async def configure(self, config: dict[str, Any], lease: LeaseInfo | None = None) -> bool:
+    async def configure(self, config: dict[str, Any], lease: dict[str, Any] | None = None) -> bool:
         """Take a (new) configuration. A lease from an earlier process is asked for again instead of a new one; there is
         nothing to ask if that process rested and no link has changed since.
         """
@@ -57,7 +57,7 @@ class Network:
             if self._interface_of(managed.link) != managed.interface:
                 del self._managed[index]
                 managed.forget()
-        self._look({lease["link"]: lease} if lease else {})
+        self._look({lease.pop("link"): Lease(**lease)} if lease else {})
         return True
 
     async def state(self) -> NetworkState:
@@ -88,7 +88,7 @@ class Network:
             "links": [link_info(item.link, item.items, managed=True) for item in owned],
             "dns": self._config.get("dns") or list(dict.fromkeys(server for lease in leases for server in lease.dns)),
             "ntp": self._config.get("ntp") or list(dict.fromkeys(server for lease in leases for server in lease.ntp)),
-            "lease": next((managed.lease.info(managed.link.name) for managed in configured if managed.lease), None),
+            "lease": next(({"link": m.link.name, **m.lease._asdict()} for m in configured if m.lease), None),
         }
 
     def rest(self) -> Rest | None:
@@ -112,7 +112,7 @@ class Network:
         monitor.drain(self._monitor)
         self._look({})
 
-    def _look(self, leases: dict[str, LeaseInfo]) -> None:
+    def _look(self, leases: dict[str, Lease]) -> None:
         """Take every link as it is now, and bring ours to what they should have."""
         links = {link.index: link for link in self._netlink.links()}
         for index in self._managed.keys() - links.keys():
@@ -125,15 +125,14 @@ class Network:
         monitor.narrow(self._monitor, self._managed, self._netlink.port, awaiting=awaiting)
         self.changed.set()
 
-    def _take(self, link: Link, lease: LeaseInfo | None) -> None:
+    def _take(self, link: Link, lease: Lease | None) -> None:
         interface = self._interface_of(link)
         managed = self._managed.get(link.index)
-        old = lease and resumed(lease)
         if managed and (managed.interface, managed.link.name, managed.link.mac) != (interface, link.name, link.mac):
             self._managed.pop(link.index).close()
-            old, managed = managed.lease, None
+            lease, managed = managed.lease, None
         if managed is None and interface:
-            managed = self._managed[link.index] = Managed(self._netlink, link, interface, old, self.changed)
+            managed = self._managed[link.index] = Managed(self._netlink, link, interface, lease, self.changed)
         if managed:
             managed.update(link, certain=self._certain)
             managed.reconcile()

@@ -50,7 +50,8 @@ def test_lease_is_obtained_and_applied(lan: Lan) -> None:
     assert re.fullmatch(r"10\.5\.0\.[56]\d", state["address"])
     assert (state["dns"], state["ntp"], state["hostname"]) == (["10.5.0.3", "10.5.0.4"], ["10.5.0.5"], "node-7")
     lease = state["lease"]
-    assert (lease["address"], lease["server"], lease["gateway"]) == (f"{state['address']}/24", "10.5.0.1", "10.5.0.1")
+    assert (lease["address"], lease["server"]) == (f"{state['address']}/24", "10.5.0.1")
+    assert lease["routes"] == [["0.0.0.0/0", "10.5.0.1"]]
     assert lease["obtained"] < lease["renew"] < lease["rebind"] < lease["expires"] == lease["obtained"] + 120
     assert (link(state)["mtu"], link(state)["carrier"], link(state)["managed"]) == (1400, True, True)
     assert re.search(rf"inet {state['address']}/24 .*dynamic", lan.node.ip("address", "show", "eth0"))

@@ -29,7 +29,7 @@ def offer(address: str = "10.0.2.15", **changes: bytes) -> Message:
 
 def test_good_offer() -> None:
     lease = judge(offer(HOST_NAME=b"node-1\0", MTU=b"\x05\xa0", NTP=inet_aton("10.0.2.4")), 100.0)
-    assert (lease.address, lease.server, lease.info("eth0")["gateway"]) == ("10.0.2.15/24", "10.0.2.2", "10.0.2.2")
+    assert (lease.address, lease.server, lease.routes) == ("10.0.2.15/24", "10.0.2.2", (("0.0.0.0/0", "10.0.2.2"),))
     assert (lease.dns, lease.ntp, lease.hostname, lease.mtu) == (("10.0.2.3",), ("10.0.2.4",), "node-1", 1440)
     assert (lease.obtained, lease.renew, lease.rebind, lease.expires) == (100.0, 1900.0, 3250.0, 3700.0)
 
