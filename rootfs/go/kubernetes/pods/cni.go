@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
@@ -82,6 +83,10 @@ func cni() error {
 		return fmt.Errorf("nft: %w: %s", err, output)
 	}
 
+	if err := loadModule("br_netfilter"); err != nil {
+		return err
+	}
+
 	factory := informers.NewSharedInformerFactory(client, 0)
 	nodes := factory.Core().V1().Nodes()
 	changed := make(chan struct{}, 1)
@@ -118,6 +123,27 @@ func cni() error {
 			wait = retry
 		}
 	}
+}
+
+// loadModule has the kernel load a module, as it does for whoever may and asks for an interface of that name.
+//
+// Two pods of one node are neighbours on the bridge: without br_netfilter the answer of one that was reached by a
+// Service's address goes straight to the other, past the connection tracking that would put the address back.
+func loadModule(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request) // there is no such interface, and that is not what is wanted
+	if _, err := os.Stat("/sys/module/" + name); err != nil {
+		return fmt.Errorf("kernel module %s: %w", name, err)
+	}
+	return nil
 }
 
 func reconcile(self string, nodes []*v1.Node) error {
