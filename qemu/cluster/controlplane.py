@@ -140,7 +140,13 @@ class ControlPlane:
 
     def bootstrap_token(self, seconds: float = 3600.0) -> str:
         """Make a bootstrap token that is good for so many seconds, and return it."""
-        token_id, secret = secrets.token_hex(3), secrets.token_hex(8)
+        token = f"{secrets.token_hex(3)}.{secrets.token_hex(8)}"
+        self.restore(token, seconds)
+        return token
+
+    def restore(self, token: str, seconds: float = 3600.0) -> None:
+        """Make a token that was revoked or expired good again."""
+        token_id, _, secret = token.partition(".")
         self.api.create(
             "/api/v1/namespaces/kube-system/secrets",
             {
@@ -154,7 +160,6 @@ class ControlPlane:
                 },
             },
         )
-        return f"{token_id}.{secret}"
 
     def revoke(self, token: str) -> None:
         """Delete a bootstrap token."""

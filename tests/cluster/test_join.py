@@ -1,0 +1,208 @@
+"""How a node joins, and what becomes of it when something is in the way: each ends right, says why not until then, and
+takes no reboot.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qemu.cluster.pki import Authority
+from tests.vm.conftest import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from qemu.cluster import Cluster
+    from qemu.machine import Machine
+
+pytestmark = pytest.mark.cluster
+JOIN = 240.0
+AWAY = 75.0  # seconds without an API server: longer than the controller manager's patience with a node
+NTP_PORT, NTP_EPOCH = 123, 2_208_988_800  # seconds from 1900 to 1970
+
+
+def status(machine: Machine) -> dict[str, Any]:
+    with machine.client() as client:
+        found: dict[str, Any] = client.call("status")
+        return found
+
+
+def says(machine: Machine, pattern: str) -> Callable[[], str | None]:
+    """What asks the node for its state in the cluster: the reason, once it is like that."""
+
+    def ask() -> str | None:
+        cluster = status(machine)["cluster"]
+        reason = (cluster and cluster["reason"]) or ""
+        return reason if re.search(pattern, reason) else None
+
+    return ask
+
+
+@pytest.fixture
+def lone(cluster: Cluster) -> Iterator[Callable[..., Machine]]:
+    """Start node-3, a node of the test's own; gone afterwards, from the cluster too."""
+    made: list[Machine] = []
+
+    def start(config: str, **options: Any) -> Machine:
+        made.append(cluster.machine("node-3", config, **options))
+        made[0].start()
+        made[0].wait_api()
+        return made[0]
+
+    yield start
+    for machine in made:
+        machine.kill()
+        del cluster.machines["node-3"]
+    cluster.kubectl("delete", "node", "node-3", "--ignore-not-found")
+
+
+def test_an_api_server_that_is_away_at_boot_and_later(cluster: Cluster, lone: Callable[..., Machine]) -> None:
+    plane = cluster.control_plane
+    config = cluster.config(
+        "node-3",
+        cluster={"labels": {"topology.kubernetes.io/zone": "attic"}},
+        registerWithTaints=[{"key": "example.com/new", "value": "yes", "effect": "PreferNoSchedule"}],
+        providerID="initd://attic/node-3",
+    )
+    plane.end("kube-apiserver")
+    try:
+        machine = lone(config)
+        reason = until("a reason", says(machine, "unreachable: Connection refused"), JOIN)
+        assert f"API server https://10.0.2.2:{plane.port}" in reason
+        assert any(reason in line for line in status(machine)["reasons"])
+        boot_id = machine.verify()["boot_id"]
+    finally:
+        plane.start_api()
+    cluster.wait_ready("node-3", JOIN)
+    until("ready by the node's own word", lambda: status(machine)["ready"], JOIN)
+    node = plane.api.get("/api/v1/nodes/node-3")
+    assert node["metadata"]["labels"]["topology.kubernetes.io/zone"] == "attic"
+    assert {"key": "example.com/new", "value": "yes", "effect": "PreferNoSchedule"} in node["spec"]["taints"]
+    assert node["spec"]["providerID"] == "initd://attic/node-3"
+    assert {"type": "InternalIP", "address": cluster.address("node-3")} in node["status"]["addresses"]
+    assert {"type": "Hostname", "address": "node-3"} in node["status"]["addresses"]
+
+    plane.end("kube-apiserver")
+    try:
+        begun = time.monotonic()
+        until("a reason", says(machine, "unreachable: Connection refused"), JOIN)
+        until("time without an API server", lambda: time.monotonic() > begun + AWAY, AWAY + 10)
+        with machine.client() as client:
+            assert {pod["state"] for pod in client.call("pods")} == {"ready"}, "pods go on"
+    finally:
+        plane.start_api()
+    cluster.wait_ready("node-3", JOIN)
+    until("ready again by the node's own word", lambda: status(machine)["ready"], JOIN)
+    assert machine.verify()["boot_id"] == boot_id
+
+
+def test_what_the_node_keeps_back_and_how_it_is_set_up(cluster: Cluster, lone: Callable[..., Machine]) -> None:
+    """Swap off, reservations as configured, and defaults where they are not."""
+    lone(cluster.config("node-3", kubeReserved={"memory": "333Mi"}))
+    cluster.wait_ready("node-3", JOIN)
+    plane = cluster.control_plane
+    configz = plane.api.get("/api/v1/nodes/node-3/proxy/configz")["kubeletconfig"]
+    assert configz["failSwapOn"] is True
+    assert configz["kubeReserved"]["memory"] == "333Mi"
+    status_ = plane.api.get("/api/v1/nodes/node-3")["status"]
+    capacity, allocatable = (_mebibytes(status_[key]["memory"]) for key in ("capacity", "allocatable"))
+    kept = _mebibytes(configz["systemReserved"]["memory"]) + 333 + 100  # eviction's threshold
+    assert capacity - allocatable == pytest.approx(kept, abs=1)
+
+
+def test_a_wrong_authority_is_named_and_the_node_stays_up(
+    cluster: Cluster, lone: Callable[..., Machine], tmp_path: Path
+) -> None:
+    plane = cluster.control_plane
+    other = Authority(tmp_path)
+    kubeconfig = plane.bootstrap_kubeconfig(plane.bootstrap_token(), ca=other.certificate)
+    machine = lone(cluster.config("node-3", kubeconfig=kubeconfig))
+    boot_id = machine.verify()["boot_id"]
+    until("a reason", says(machine, "certificate verify failed"), JOIN)
+    assert not status(machine)["ready"]
+    with machine.client() as client:
+        kubelet = next(entry for entry in client.call("services") if entry["name"] == "kubelet")
+    assert kubelet["state"] in {"running", "starting", "backoff", "crash-loop"}
+    assert machine.verify()["boot_id"] == boot_id
+
+
+class Clock:
+    """An SNTP server of the host, which the node reaches at 10.0.2.2. Source: RFC 4330."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", NTP_PORT))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                request, peer = self._socket.recvfrom(512)
+            except OSError:
+                return
+            now = int((time.time() + NTP_EPOCH) * 2**32)
+            head = struct.pack(">BBbb2I4s", 0x24, 2, 6, -20, 0, 0, b"TEST")
+            self._socket.sendto(head + struct.pack(">Q8sQQ", now, request[40:48], now, now), peer)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def test_a_wrong_clock_and_then_an_expired_token(cluster: Cluster, lone: Callable[..., Machine]) -> None:
+    plane = cluster.control_plane
+    token = plane.bootstrap_token()
+    plane.revoke(token)
+    config = cluster.config("node-3", token=token).replace("network = {", 'network = {ntp = ["10.0.2.2"], ', 1)
+    machine = lone(config, qemu_arguments=("-rtc", "base=2001-01-01T00:00:00"))
+    boot_id = machine.verify()["boot_id"]
+    reason = until("a reason", says(machine, "certificate verify failed"), JOIN)
+    assert "2001-01-01" in reason, "the node's time explains it"
+    clock = Clock()
+    try:
+        until("the next reason", says(machine, r"token refused \(401\)"), JOIN)
+    finally:
+        clock.close()
+    assert "10.0.2.2" in status(machine)["time"]
+    plane.restore(token)
+    cluster.wait_ready("node-3", JOIN)
+    assert machine.verify()["boot_id"] == boot_id
+
+
+def _mebibytes(quantity: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(Ki|Mi)?", quantity).groups()  # type: ignore[union-attr]
+    return int(number) * {"Ki": 1 / 1024, "Mi": 1.0, None: 1 / (1 << 20)}[unit]
+
+
+def test_certificates_are_rotated_before_they_end(image: Any) -> None:
+    """A cluster whose certificates live for three minutes: both of the kubelet's are renewed, and it stays Ready."""
+    from qemu.cluster import Cluster  # noqa: PLC0415 as qemu.plugin
+
+    with Cluster("short", image, certificate_seconds=180) as cluster:
+        machine = cluster.machine("node-1")
+        machine.start()
+        cluster.wait_ready("node-1", JOIN)
+
+        def kinds() -> dict[str, int]:
+            with machine.client() as client:
+                names = [entry["name"] for entry in client.stream("files", "/var/lib/kubelet/pki")]
+            return {
+                kind: sum(bool(re.match(rf"kubelet-{kind}-\d", name)) for name in names)
+                for kind in ("client", "server")
+            }
+
+        before = until("both certificates", lambda: (found := kinds()) and min(found.values()) and found, JOIN)
+        until("new ones of both", lambda: all(kinds()[kind] > before[kind] for kind in before), JOIN + 180)
+        begun = time.monotonic()
+        until("the first ones' end", lambda: time.monotonic() > begun + 60, 90)
+        assert cluster.ready("node-1")
+        assert json.loads(cluster.kubectl("get", "--raw", "/api/v1/nodes/node-1/proxy/configz"))
