@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 _STAT = re.compile(r"stat -c (permissions=%a|%U:%G) (\$\w+)")
 _VALUE = r"(?:=| )(\S+)"
@@ -101,6 +101,6 @@ _OPERATIONS: Mapping[str, Callable[[str, str], bool]] = {
 }
 
 
-def ids(controls: Mapping[str, Any]) -> Iterable[str]:
+def ids(controls: Mapping[str, Any]) -> list[str]:
     """The ids of all checks."""
     return [str(check["id"]) for group in controls["groups"] for check in group["checks"]]
