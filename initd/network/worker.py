@@ -57,7 +57,11 @@ class Network:
             if self._interface_of(managed.link) != managed.interface:
                 del self._managed[index]
                 managed.forget()
-        self._look({lease.pop("link"): Lease(**lease)} if lease else {})
+        try:
+            held = {lease.pop("link"): Lease(**lease)} if lease else {}
+        except (KeyError, TypeError):  # of a worker that was not this one
+            held = {}
+        self._look(held)
         return True
 
     async def state(self) -> NetworkState:

@@ -44,7 +44,7 @@ def test_lease_is_obtained_and_applied(lan: Lan) -> None:
     )
     lan.dnsmasq(*LEASE, *(f"--dhcp-option={option}" for option in options), "--dhcp-host=set:x,*:*:*:*:*:*,node-7")
     worker = lan.worker()
-    worker.configure(DHCP)
+    worker.configure(DHCP, lease={"link": "eth0", "address": "10.5.0.99/24"})  # which is none
     state = worker.wait(ready)
     assert state["reasons"] == []
     assert re.fullmatch(r"10\.5\.0\.[56]\d", state["address"])
