@@ -17,6 +17,7 @@ from initd.node import Node, write_first_etc
 from initd.phases import Phase, Skipped
 
 SETTLE_SECONDS = 60.0
+STATE_SECONDS = 10.0
 DEVICE_FIELD = 256  # characters of a device's path that an event keeps
 IMPORT_SECONDS = 120.0
 IMPORT_ATTEMPTS = 5
@@ -94,6 +95,21 @@ def containerd(node: Node) -> None:
         _write(services.CONTAINERD_CONFIG, render.render(node.config.containerd.log_level).encode())
         service.argv = services.containerd_argv(services.CONTAINERD_CONFIG)
     service.start("boot")
+
+
+def keep_identity(node: Node) -> None:
+    """Mount the partition that keeps the node's identity, if there is one."""
+    from initd import state  # noqa: PLC0415 while containerd starts
+
+    device = state.find()
+    if device is None:
+        raise Skipped(f"no partition {state.PARTITION}")
+    try:
+        state.mount(device, STATE_SECONDS)
+    except OSError as error:
+        node.identity = f"ephemeral: {error}"
+        raise
+    node.identity = "persistent"
 
 
 def guard(node: Node) -> None:
@@ -195,17 +211,15 @@ def _machine_name() -> str:
 
 
 def start_kubelet(node: Node) -> None:
-    """Write the kubelet's configuration and static pods, and start it; it needs CRI only seconds later."""
+    """Write the kubelet's files and those of registries, and start it; it needs CRI only seconds later."""
     from initd.config import kubelet as render  # noqa: PLC0415 with the schema, while containerd starts
 
     if node.config is None or node.name is None:
         raise Skipped("no configuration")
-    config, pods = render.files(node.config, memory_bytes())
-    _write(services.KUBELET_CONFIG, config)
-    for name, data in pods.items():
-        _write(f"{services.STATIC_PODS}/{name}", data)
+    for path, data in render.files(node.config, memory_bytes()).items():
+        _write(path, data)
     service = node.add_service(services.KUBELET)
-    service.argv = services.kubelet_argv(node.name, node.address, node.config.kubelet.verbosity)
+    service.argv = services.kubelet_argv(node.name, node.address, node.config)
     service.start("boot")
     if node.loop is not None:
         service.attach(node.loop)
@@ -355,7 +369,9 @@ def memory_bytes() -> int:
 
 
 def _write(path: str, data: bytes) -> None:
-    with open(path, "wb") as file:
+    """Write a file that is root's alone, and make its folder."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(data)
 
 
@@ -368,6 +384,7 @@ PHASES = (
     Phase("containerd", containerd, after=("var",)),
     Phase("listen", listen),
     Phase("guard", guard),
+    Phase("state", keep_identity),
     Phase("config", judge_configuration, fatal=True, each_life=True),
     Phase("sysctl", set_parameters),
     Phase("identity", identify, after=("config",)),

@@ -20,6 +20,8 @@ FACTORY = "/usr/share/initd/factory"
 ETC = "/run/initd/etc"
 OPT_LAYERS = "/var/lib/initd/opt"
 LOGS = "/run/initd/log"
+STATE = "/run/initd/state"
+KEYS = "/var/lib/kubelet/pki"
 
 
 class Mount(NamedTuple):
@@ -65,6 +67,12 @@ def after_var(options: str = VAR_OPTIONS) -> tuple[Mount, ...]:
     layers = f"lowerdir=/opt,upperdir={OPT_LAYERS}/upper,workdir={OPT_LAYERS}/work"
     logs = Mount("/var/log/initd", LOGS, "tmpfs", SEALED | MountFlag.BIND | MountFlag.RDONLY)
     return Mount("/var", "tmpfs", "tmpfs", SAFE, options), Mount("/opt", "opt", "overlay", SAFE, layers), logs
+
+
+def on_state(device: str) -> tuple[Mount, ...]:
+    """The partition that outlives the root and /var, and what of it the kubelet is."""
+    keys = Mount(KEYS, f"{STATE}/kubelet-pki", "ext4", SEALED | MountFlag.BIND, make=True)
+    return Mount(STATE, device, "ext4", SEALED, make=True), keys
 
 
 VAR_DIRECTORIES = (

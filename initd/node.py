@@ -45,6 +45,7 @@ class Node:
         self.config_error: str | None = None
         self.name: str | None = None
         self.address: str | None = None
+        self.identity = "ephemeral"
         self.network: NetworkState | None = None
         self.shutdown: Shutdown | None = None
         self.tasks: set[asyncio.Task[None]] = set()
@@ -90,6 +91,7 @@ class Node:
             "boot_id": self.boot_id,
             "uptime_seconds": boottime(),
             "config_source": self.found.source if self.found else None,
+            "identity": self.identity,
             "failures": self.failures,
             "shutdown": {"action": end.action, "by": end.by, "seconds_left": end.left()} if end else None,
         }
@@ -203,7 +205,7 @@ class Node:
             self.identify(self.name, address)
             kubelet = self.services.get("kubelet")
             if kubelet is not None and self.config is not None:
-                kubelet.argv = services.kubelet_argv(self.name, address, self.config.kubelet.verbosity)
+                kubelet.argv = services.kubelet_argv(self.name, address, self.config)
                 kubelet.restart(f"the node has the address {address} now")
         if state["ready"]:
             self.works("network")

@@ -31,7 +31,7 @@ RESUMED = "PID 1 was resumed"
 # What is kept as it is, all of it plain values: of the node, and of a service.
 NODE = (
     "exec_at", "boot_id", "command_line", "phase", "faults", "boot_phases", "listener", "rescue", "config_error",
-    "name", "address", "network", "failures", "watchdog", "last_boot",
+    "name", "address", "identity", "network", "failures", "watchdog", "last_boot",
 )  # fmt: skip
 SERVICE = (
     "argv", "healthy", "restarts", "status_text", "last_exit", "watchdog_seconds", "watchdog_at", "trouble_since",

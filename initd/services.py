@@ -4,14 +4,24 @@ The supervisor takes what it does with them from here. PID 1 reads this before c
 that takes time. Limits of their cgroups stand in the tree (cgroups.py).
 """
 
+from __future__ import annotations
+
 import resource
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from initd.config.schema import Config
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 CONTAINERD_DEFAULT_CONFIG = "/usr/share/initd/containerd.toml"
 CONTAINERD_CONFIG = "/run/initd/containerd/config.toml"
+CERTS = "/run/initd/containerd/certs.d"
 KUBELET_CONFIG = "/run/initd/kubelet/config.yaml"
+KUBELET_BOOTSTRAP = "/run/initd/kubelet/bootstrap.kubeconfig"
+KUBELET_AUTHORITY = "/run/initd/kubelet/ca.crt"
+KUBELET_KUBECONFIG = "/var/lib/kubelet/kubeconfig"  # the kubelet writes it
+KUBELET_PKI = "/var/lib/kubelet/pki"
 STATIC_PODS = "/etc/kubernetes/manifests"
 HEALTHZ_ADDRESS, HEALTHZ_PORT = "127.0.0.1", 10248
 
@@ -79,16 +89,16 @@ def containerd_argv(config: str = CONTAINERD_DEFAULT_CONFIG) -> tuple[str, ...]:
     return ("/usr/bin/containerd", "--config", config)
 
 
-def kubelet_argv(name: str, address: str | None, verbosity: int = 1) -> tuple[str, ...]:
+def kubelet_argv(name: str, address: str | None, config: Config) -> tuple[str, ...]:
     """Return the kubelet's command line for the decided node name and IP; without an IP it picks one itself."""
-    node_ip = () if address is None else (f"--node-ip={address}",)
-    return (
-        "/usr/bin/kubelet",
-        f"--config={KUBELET_CONFIG}",
-        f"--hostname-override={name}",
-        *node_ip,
-        f"-v={verbosity}",
-    )
+    argv = ["/usr/bin/kubelet", f"--config={KUBELET_CONFIG}", f"--hostname-override={name}"]
+    if address is not None:
+        argv.append(f"--node-ip={address}")
+    if config.cluster is not None:
+        files = {"bootstrap-kubeconfig": KUBELET_BOOTSTRAP, "kubeconfig": KUBELET_KUBECONFIG, "cert-dir": KUBELET_PKI}
+        argv += [f"--{option}={path}" for option, path in files.items()]
+        argv += [f"--node-labels={key}={value}" for key, value in config.cluster.labels.items()]
+    return (*argv, f"-v={config.kubelet.verbosity}")
 
 
 CONTAINERD = ServiceSpec(
@@ -105,7 +115,7 @@ CONTAINERD = ServiceSpec(
 )
 KUBELET = ServiceSpec(
     name="kubelet",
-    argv=kubelet_argv("localhost", None),  # replaced when name and address are decided
+    argv=("/usr/bin/kubelet",),  # the rest is decided late
     environment=ENVIRONMENT,
     cgroup="kubelet",
     rlimits=RLIMITS,

@@ -156,11 +156,12 @@ def _tables(path: str, reference: str, definitions: Mapping[str, Any]) -> list[s
     rows, inner = [], []
     for name, key in definition["properties"].items():
         below = f"{path.strip('[]')}.{name}".lstrip(".")
-        if "$ref" in key:
-            inner += _tables(below, key["$ref"], definitions)
+        table = next((part["$ref"] for part in (key, *key.get("anyOf", ())) if "$ref" in part), None)
+        if table is not None:
+            inner += _tables(below, table, definitions)
         elif "$ref" in key.get("items", {}):
             inner += _tables(f"[{below}]", key["items"]["$ref"], definitions)
-        if "$ref" not in key:
+        if table is None and path:
             default = "required" if name in definition["required"] else _default(key)
             rows.append((f"`{name}`", _type(key), default, _description(key)))
     if not rows:
@@ -200,7 +201,8 @@ def _description(key: Mapping[str, Any]) -> str:
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {json.dumps(item)}" for name, item in value.items()) + " }"
+        pairs = ((name if name.isidentifier() else json.dumps(name), item) for name, item in value.items())
+        return "{ " + ", ".join(f"{name} = {json.dumps(item)}" for name, item in pairs) + " }"
     return json.dumps(value)
 
 

@@ -44,8 +44,8 @@ class ShutdownInfo(TypedDict):
 
 
 class NodeStatus(TypedDict):
-    """The node in one answer: `phase` is booting, running, maintenance, stopping or rescue; `failures` is what PID 1
-    died of in this boot, and was resumed after.
+    """The node in one answer: `phase` is booting, running, maintenance, stopping or rescue; `identity` is persistent,
+    or ephemeral and why; `failures` is what PID 1 died of in this boot, and was resumed after.
     """
 
     name: str | None
@@ -56,6 +56,7 @@ class NodeStatus(TypedDict):
     boot_id: str
     uptime_seconds: float
     config_source: str | None
+    identity: str
     failures: list[str]
     shutdown: ShutdownInfo | None
 

@@ -11,6 +11,12 @@ _SIZE: Final = re.compile(r"([1-9][0-9]{0,11})(%|Ki|Mi|Gi)?")
 _UNITS: Final = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _SMALLEST: Final = 64 << 20
 _MAX_DEPTH: Final = 64
+# Of Kubernetes' own labels a kubelet may set these: k8s.io/kubelet/pkg/apis/well_known_labels.go.
+_KUBERNETES: Final = re.compile(r"(.*\.)?(kubernetes|k8s)\.io/.*")
+_OWN_LABEL: Final = re.compile(
+    r"(.*\.)?(kubelet|node)\.kubernetes\.io/.*|(beta\.)?kubernetes\.io/(os|arch)|kubernetes\.io/hostname"
+    r"|(topology|failure-domain\.beta)\.kubernetes\.io/(zone|region)|beta\.kubernetes\.io/instance-type"
+)
 
 
 class MismatchError(ValueError):
@@ -50,7 +56,7 @@ def unknown_key(name: str, known: Collection[str], at: str) -> MismatchError:
 
 def _like(pattern: str, expected: str, limit: int) -> Callable[[Any], None]:
     """Make the check of a text of at most `limit` characters that matches a pattern as a whole."""
-    compiled = re.compile(pattern)
+    compiled = re.compile(pattern, re.ASCII)
 
     def check(value: Any) -> None:
         if not isinstance(value, str) or len(value) > limit or not compiled.fullmatch(value):
@@ -96,6 +102,28 @@ interface_address = _ip("an address with its prefix length, such as 192.0.2.10/2
 destination = _ip("a network such as 198.51.100.0/24, with no host bits set", "ip_network")
 _host_address = _ip("an address or a host name")
 _host_name = _like(_SUBDOMAIN, "an address or a host name", 253)
+_label = _like(r"[A-Za-z0-9](?:[-\w.]{0,61}[A-Za-z0-9])?", "letters, digits, '-', '_' and '.', at most 63", 63)
+_PORT: Final = r"(?::[0-9]{1,5})?"
+registry = _like(rf"_default|{_SUBDOMAIN}{_PORT}", "a registry such as registry.example:5000, or _default", 260)
+mirror = _like(rf"https?://(?:{_SUBDOMAIN}|\[[0-9a-f:]+\]){_PORT}(?:/[-\w./]*)?", "a URL, http:// or https://", 1000)
+
+
+def labels(value: dict[str, str]) -> None:
+    """Labels that a kubelet takes as --node-labels, and that its rights allow it to give its own node."""
+    for key, text in value.items():
+        prefix, slash, name = key.rpartition("/")
+        try:
+            if slash:
+                subdomain(prefix)
+            _label(name)
+            if text:
+                _label(text)
+            if _KUBERNETES.fullmatch(key) and not _OWN_LABEL.fullmatch(key):
+                expected = "none of Kubernetes' own but those that a kubelet may set, as node.kubernetes.io/NAME"
+                raise MismatchError(expected, f"{key!r}")  # noqa: TRY301 where it is, is said below
+        except MismatchError as error:
+            error.at = f".{key!r}"
+            raise
 
 
 def host(value: str) -> None:

@@ -5,15 +5,17 @@ here: msgspec would have to evaluate them, and walk.py reads them as they are.
 """
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from initd.config import checks, kubelet, walk
+from initd.config import checks, kubeconfig, kubelet, walk
 from initd.config.checks import MismatchError
-from initd.config.sources import MAX_SIZE, ConfigError
+from initd.config.sources import COMMAND_LINE, MAX_SIZE, ConfigError
+
+HIDDEN = "(secret)"
 
 
 def _checked(check: Callable[[Any], None], kind: str | None = None) -> Meta:
@@ -36,6 +38,12 @@ Destination = Annotated[str, _checked(checks.destination, "cidr")]
 Host = Annotated[str, _checked(checks.host, "hostname")]
 Manifests = Annotated[dict[str, str], _checked(checks.file_names)]
 KubeletFields = Annotated[dict[str, Any], _checked(kubelet.check_extra)]
+Kubeconfig = Annotated[
+    str, Meta(extra={"check": kubeconfig.parse, "secret": True}, extra_json_schema={"writeOnly": True})
+]
+Labels = Annotated[dict[str, str], _checked(checks.labels)]
+Registry = Annotated[str, _checked(checks.registry)]
+Mirror = Annotated[str, _checked(checks.mirror, "uri")]
 Size = Annotated[str, _checked(checks.size)]
 Metric = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 Mtu = Annotated[int, Meta(ge=68, le=65535)]
@@ -159,6 +167,31 @@ class KubeletConfig(Table, frozen=True):
     verbosity: Annotated[int, Meta(ge=0, le=10, description="The kubelet's log verbosity (-v).")] = 1
 
 
+class ClusterConfig(Table, frozen=True):
+    """The cluster that the node joins. Without this table the kubelet runs alone."""
+
+    bootstrap_kubeconfig: Annotated[
+        Kubeconfig,
+        doc("Kubeconfig to join with, YAML or JSON: a secret, refused on the kernel command line and never shown."),
+    ]
+    labels: Annotated[
+        Labels, doc("The node's labels when it joins for the first time.", {"topology.kubernetes.io/zone": "a"})
+    ] = {}
+    drain_seconds: Annotated[
+        int, Meta(ge=0, le=86400, description="How much longer a shutdown or reboot may take for a drain; 0: no drain.")
+    ] = 60
+    max_unavailable: Annotated[
+        int, Meta(ge=1, le=1000, description="Nodes that may be down at once in coordinated reboots.")
+    ] = 1
+
+
+class RegistryConfig(Table, frozen=True):
+    """Mirrors of one image registry, asked before it."""
+
+    host: Annotated[Registry, doc("The registry, as in images' names; _default: every other.", "registry.example:5000")]
+    mirrors: Annotated[tuple[Mirror, ...], Meta(min_length=1), doc("URLs, asked in turn.", ["http://192.0.2.5:5000"])]
+
+
 class ContainerdConfig(Table, frozen=True):
     """The container runtime. With this table containerd starts a little later: its configuration is written first."""
 
@@ -217,6 +250,8 @@ class Config(Table, frozen=True):
     node: Annotated[NodeConfig, doc("Name and address of the node.")] = NodeConfig()
     network: Annotated[NetworkConfig, doc("Links, addresses and routes.")] = NetworkConfig()
     kubelet: Annotated[KubeletConfig, doc("The kubelet and its static pods.")] = KubeletConfig()
+    cluster: Annotated[ClusterConfig | None, doc("The cluster to join.")] = None
+    registries: Annotated[tuple[RegistryConfig, ...], doc("Mirrors of image registries.")] = ()
     containerd: Annotated[ContainerdConfig, doc("The container runtime.")] = ContainerdConfig()
     disks: Annotated[DisksConfig, doc("File systems.")] = DisksConfig()
     api: Annotated[ApiConfig, doc("The node's API.")] = ApiConfig()
@@ -238,6 +273,8 @@ def parse(text: str, source: str) -> Config:
         raise ConfigError(source, "not valid TOML: nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, or int()'s own limit on digits
         raise ConfigError(source, f"not valid TOML: {error}") from None
+    for path, _ in _secrets(table) if source == COMMAND_LINE else ():
+        raise ConfigError(source, "found a secret, expected none where every pod can read it", ".".join(path))
     return convert(table, source)
 
 
@@ -248,6 +285,37 @@ def convert(table: dict[str, Any], source: str) -> Config:
     except msgspec.ValidationError as error:
         mismatch = walk.explain(error, Config, table)
         raise ConfigError(source, str(mismatch), mismatch.at.lstrip(".")) from None
+
+
+def _secrets(table: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The path of each secret that a configuration has, and the table that holds it."""
+    for path in walk.secrets(Config):
+        inner: Any = table
+        for key in path[:-1]:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and inner.get(path[-1]) is not None:
+            yield path, inner
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """The configuration as plain data, with HIDDEN for each secret."""
+    values: dict[str, Any] = msgspec.to_builtins(config)
+    for path, inner in _secrets(values):
+        inner[path[-1]] = HIDDEN
+    return values
+
+
+def shown_text(text: str) -> str:
+    """The text of a configuration, right or wrong, with HIDDEN for each secret, or for all where that is not sure."""
+    try:
+        for path, inner in _secrets(tomllib.loads(text)):
+            value = str(inner[path[-1]])
+            for written in (value, msgspec.json.encode(value).decode()[1:-1]):
+                text = text.replace(written or HIDDEN, HIDDEN)
+        sure = all(inner[path[-1]] == HIDDEN for path, inner in _secrets(tomllib.loads(text)))
+    except (ValueError, RecursionError):
+        sure = not any(path[-1] in text for path in walk.secrets(Config))
+    return text if sure else HIDDEN
 
 
 def json_schema() -> dict[str, Any]:

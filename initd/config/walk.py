@@ -5,7 +5,7 @@ msgspec says where a type is wrong, but neither what was found there nor which k
 
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -15,7 +15,7 @@ from initd.config import checks
 from initd.config.checks import MismatchError
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
-_WHERE: Final = re.compile(r"(.*) - at `\$((?:\.\w+|\[[0-9.]+\])+)`", re.DOTALL)
+_WHERE: Final = re.compile(r"(.*) - at `\$((?:\.[\w-]+|\[[0-9.]+\])+)`", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
 _EXPECTED: Final = re.compile(r"Expected `(\w+)[^`]*`((?: of length)? [<>]=? -?[0-9]+)?.*", re.DOTALL)
 _WORDS: Final = {
@@ -47,7 +47,20 @@ def _judged(declared: Any, value: Any, at: str) -> Iterator[tuple[Any, Any, str]
             yield from _judged(get_args(bare)[0], item, f"{at}[{index}]")
 
 
-def explain(error: Exception, type_: Any, value: Any) -> MismatchError:
+def secrets(struct: type[Struct], at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of each field below `struct` whose Meta.extra says "secret"; none lies in an array."""
+    for field in msgspec.structs.fields(struct):
+        bare, metas = _unwrap(field.type)
+        path = (*at, field.encode_name)
+        if any(meta.extra and "secret" in meta.extra for meta in metas):
+            yield path
+        elif isinstance(bare, type) and issubclass(bare, Struct):
+            yield from secrets(bare, path)
+
+
+def explain(
+    error: Exception, type_: Any, value: Any, describe: Callable[[object], str] = checks.describe
+) -> MismatchError:
     """Say in the file's words why msgspec.convert() did not make a `type_` of a value, and where below it."""
     if isinstance(error, MismatchError):
         return error
@@ -70,13 +83,13 @@ def explain(error: Exception, type_: Any, value: Any) -> MismatchError:
         wanted = " or ".join(repr(choice) for choice in get_args(bare))
     elif expected := _EXPECTED.fullmatch(what):
         wanted = _WORDS.get(expected[1], expected[1]) + (expected[2] or "")
-    return MismatchError(wanted, checks.describe(found), at)
+    return MismatchError(wanted, describe(found), at)
 
 
 def _follow(path: str, type_: Any, value: Any) -> tuple[str, Any, Any]:
     """Go down one of msgspec's paths; return it in TOML's words, with the type and the value at its end."""
     at = ""
-    for key, index in re.findall(r"\.(\w+)|\[([0-9.]+)\]", path):
+    for key, index in re.findall(r"\.([\w-]+)|\[([0-9.]+)\]", path):
         if key:
             type_ = {field.encode_name: field.type for field in msgspec.structs.fields(type_)}[key]
             at, value = at + _key(key), value[key]

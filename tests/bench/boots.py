@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from initd.config.kubelet import files
 from initd.config.schema import parse
+from initd.services import KUBELET_CONFIG
 from qemu.errors import HarnessError
 from qemu.image import Bootable, Files
 from qemu.machine import Machine
@@ -64,9 +65,9 @@ class Bench:
         with Machine("bench", image, config=CONFIGS["initd, static"], networks=_networks()) as machine:
             memory = memory_total(_wait_for(machine, "meminfo"))
             self.accelerator = machine.accelerator
-        config, pods = files(parse(CONFIGS["initd, static"], "bench"), memory)
-        self._give("kubelet.json", config)
-        self._give("pod.json", *pods.values())
+        made = files(parse(CONFIGS["initd, static"], "bench"), memory)
+        self._give("kubelet.json", made.pop(KUBELET_CONFIG))
+        self._give("pod.json", *made.values())
         self._initramfs = _with_c_init(image, folder)
 
     def _give(self, name: str, data: bytes) -> None:

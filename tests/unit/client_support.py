@@ -55,6 +55,7 @@ STATUS: types.NodeStatus = {
     "boot_id": "b",
     "uptime_seconds": 34.0,
     "config_source": "fw_cfg",
+    "identity": "persistent",
     "failures": [],
     "shutdown": None,
 }

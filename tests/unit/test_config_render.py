@@ -14,13 +14,14 @@ from msgspec.structs import force_setattr
 from initd import services
 from initd.config import containerd, kubelet
 from initd.config.schema import Config, KubeletConfig, parse
+from tests.unit.cluster_support import TOKEN, kubeconfig
 
 GIB = 1 << 30
+CLUSTER = f"[cluster]\nbootstrap_kubeconfig = '''{kubeconfig()}'''"
 
 
 def rendered(text: str = "", memory: int = 2 * GIB) -> dict[str, Any]:
-    data, _ = kubelet.files(parse(text, "x"), memory)
-    configuration: dict[str, Any] = json.loads(data)
+    configuration: dict[str, Any] = json.loads(kubelet.files(parse(text, "x"), memory)[services.KUBELET_CONFIG])
     return configuration
 
 
@@ -30,6 +31,44 @@ def test_the_kubelet_serves_nobody_without_an_api_server() -> None:
     assert configuration["authorization"] == {"mode": "AlwaysAllow"}
     assert configuration["address"] == "127.0.0.1"
     assert configuration["readOnlyPort"] == 0
+    assert not any(configuration[name] for name in ("registerNode", "rotateCertificates", "serverTLSBootstrap"))
+
+
+def test_the_kubelet_of_a_cluster_serves_whom_the_api_server_knows() -> None:
+    configuration = rendered(CLUSTER)
+    assert configuration["authentication"] == {
+        "anonymous": {"enabled": False},
+        "webhook": {"enabled": True},
+        "x509": {"clientCAFile": "/run/initd/kubelet/ca.crt"},
+    }
+    assert configuration["authorization"] == {"mode": "Webhook"}
+    assert configuration["address"] == "0.0.0.0"
+    assert configuration["readOnlyPort"] == 0
+    assert all(configuration[name] for name in ("registerNode", "rotateCertificates", "serverTLSBootstrap"))
+    assert not rendered(f"{CLUSTER}\n[kubelet.config]\nserverTLSBootstrap = false")["serverTLSBootstrap"]
+
+
+def test_a_node_of_a_cluster_is_given_what_it_joins_with() -> None:
+    made = kubelet.files(parse(CLUSTER, "x"), GIB)
+    joining = json.loads(made["/run/initd/kubelet/bootstrap.kubeconfig"])
+    assert joining["users"][0]["user"]["token"] == TOKEN
+    assert made["/run/initd/kubelet/ca.crt"].startswith(b"-----BEGIN CERTIFICATE-----\n")
+    assert not [path for path in kubelet.files(Config(), GIB) if "kubeconfig" in path or "ca.crt" in path]
+
+
+def test_mirrors_of_a_registry_are_written_as_containerd_reads_them() -> None:
+    text = (
+        "[[registries]]\nhost = 'registry.example:5000'\nmirrors = ['http://192.0.2.5:5000', 'https://[2001:db8::1]/x']"
+    )
+    made = kubelet.files(parse(text, "x"), GIB)
+    written = made["/run/initd/containerd/certs.d/registry.example:5000/hosts.toml"].decode()
+    assert list(tomllib.loads(written)["host"].items()) == [
+        ("http://192.0.2.5:5000", {"capabilities": ["pull", "resolve"]}),
+        ("https://[2001:db8::1]/x", {"capabilities": ["pull", "resolve"]}),
+    ]
+    assert tomllib.loads(containerd.render())["plugins"]["io.containerd.cri.v1.images"]["registry"] == {
+        "config_path": services.CERTS
+    }
 
 
 def test_the_kubelet_and_the_services_agree() -> None:
@@ -43,18 +82,28 @@ def test_the_kubelet_and_the_services_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "memory", "reserved"),
+    ("size", "memory", "system", "runtime"),
     [
-        ("50%", 2 * GIB, "1280Mi"),  # half of it and 256 for the system
-        ("1Gi", 4 * GIB, "1280Mi"),
-        ("90%", 1 * GIB, "796Mi"),  # would leave nothing: gives way
-        ("64Mi", 128 << 20, "0Mi"),
+        ("50%", 2 * GIB, "1152Mi", "352Mi"),  # half of it for /var and 128 Mi; 224 Mi, and 8 Mi for each of 16 shims
+        ("1Gi", 4 * GIB, "1152Mi", "480Mi"),
+        ("1Gi", 64 * GIB, "1152Mi", "1104Mi"),  # 110 shims
+        ("90%", 1 * GIB, "508Mi", "288Mi"),  # would leave nothing: gives way
+        ("64Mi", 128 << 20, "0Mi", "0Mi"),
     ],
 )
 def test_var_counts_as_reserved_but_never_keeps_the_kubelet_from_starting(
-    size: str, memory: int, reserved: str
+    size: str, memory: int, system: str, runtime: str
 ) -> None:
-    assert rendered(f"[disks.var]\nsize = '{size}'", memory)["systemReserved"] == {"memory": reserved}
+    configuration = rendered(f"[disks.var]\nsize = '{size}'", memory)
+    assert configuration["systemReserved"] == {"memory": system, "cpu": "20m", "ephemeral-storage": "16Mi"}
+    assert configuration["kubeReserved"]["memory"] == runtime
+    # The kernel lets a machine have a thread for each 128 KiB of its memory.
+    assert int(configuration["kubeReserved"]["pid"]) <= memory // (128 << 10) // 8
+
+
+def test_what_is_reserved_follows_max_pods_and_can_be_said() -> None:
+    extra = "[kubelet.config]\nmaxPods = 10\n[kubelet.config.kubeReserved]\ncpu = '1'"
+    assert rendered(extra, 64 * GIB)["kubeReserved"] == {"memory": "304Mi", "cpu": "1", "pid": "220"}
 
 
 def test_fields_of_the_user_are_merged_over_the_defaults() -> None:
@@ -69,7 +118,7 @@ def test_no_field_of_the_user_replaces_one_that_initd_needs(extra: dict[str, Any
     """Even if the check were passed by: the fixed fields are laid over everything."""
     config = Config(kubelet=KubeletConfig())
     force_setattr(config.kubelet, "config", extra)  # past the check
-    fixed = {name: value for name, value in rendered().items() if name in kubelet._FIXED}
+    fixed = {name: value for name, value in rendered().items() if name in {*kubelet._FIXED, *kubelet._ALONE}}
     assert fixed.items() <= kubelet.configuration(config, 2 * GIB).items()
     assert len(fixed) > 20
 
@@ -89,7 +138,10 @@ def test_static_pods_become_one_file_each() -> None:
     metadata = { name = "web", namespace = "other" }
     spec.containers = [{ name = "web", image = "x" }]
     """
-    _, pods = kubelet.files(parse(text, "x"), GIB)
+    made = kubelet.files(parse(text, "x"), GIB)
+    pods = {
+        path.rpartition("/")[2]: data for path, data in made.items() if path.startswith("/etc/kubernetes/manifests/")
+    }
     assert sorted(pods) == ["dns.yaml", "other_web.json", "web.json"]
     assert pods["dns.yaml"] == b"apiVersion: v1"
     assert json.loads(pods["web.json"]) == {

@@ -13,8 +13,9 @@ from msgspec import to_builtins
 from initd import mounts
 from initd.config import checks, sources
 from initd.config.checks import MismatchError
-from initd.config.schema import Config, convert, json_schema, parse
+from initd.config.schema import HIDDEN, Config, convert, json_schema, parse, shown, shown_text
 from initd.config.sources import ConfigError
+from tests.unit.cluster_support import TOKEN, kubeconfig
 
 POD = """
 [[kubelet.static_pods]]
@@ -25,6 +26,7 @@ metadata.name = "web"
 name = "web"
 image = "initd.local/web:1"
 """
+CLUSTER = f"[cluster]\nbootstrap_kubeconfig = '''\n{kubeconfig()}'''"
 EVERYTHING = (
     POD
     + """
@@ -98,7 +100,10 @@ def test_the_default_of_var_is_what_is_mounted_without_a_table() -> None:
         ("[nodes]", "nodes: found an unknown key, expected node"),
         (
             "[zz]",
-            "zz: found an unknown key, expected one of api, containerd, disks, kubelet, log, network, node, watchdog",
+            (
+                "zz: found an unknown key, "
+                "expected one of api, cluster, containerd, disks, kubelet, log, network, node, registries, watchdog"
+            ),
         ),
         ("[node]\nname = 5", "node.name: found 5, expected a string"),
         ("node = []", "node: found an empty array, expected a table"),
@@ -211,7 +216,7 @@ def test_the_default_of_var_is_what_is_mounted_without_a_table() -> None:
             "[kubelet.manifests]\n['x - at `$.kubelet.manifests[...]']",
             (
                 "'x - at `$.kubelet.manifests[...]': found an unknown key, "
-                "expected one of api, containerd, disks, kubelet, log, network, node, watchdog"
+                "expected one of api, cluster, containerd, disks, kubelet, log, network, node, registries, watchdog"
             ),
         ),
         ("[[api.roles]]\nuid = 1", "api.roles[0].role: found nothing, expected a value"),
@@ -219,6 +224,21 @@ def test_the_default_of_var_is_what_is_mounted_without_a_table() -> None:
         (
             "[[api.roles]]\nrole = 'root'\nuid = 1",
             "api.roles[0].role: found 'root', expected 'reader' or 'operator' or 'admin'",
+        ),
+        (f"[cluster]\nbootstrap_kubeconfig = '{TOKEN}'", "cluster.bootstrap_kubeconfig: found text, expected a table"),
+        (f"{CLUSTER}\nlabels = {{ a = 1 }}", "cluster.labels.a: found 1, expected a string"),
+        (f"{CLUSTER}\nmax_unavailable = 0", "cluster.max_unavailable: found 0, expected an integer >= 1"),
+        (
+            "[[registries]]\nhost = 'a/b'\nmirrors = ['http://x']",
+            "registries[0].host: found 'a/b', expected a registry such as registry.example:5000, or _default",
+        ),
+        (
+            "[[registries]]\nhost = 'a'\nmirrors = ['x']",
+            "registries[0].mirrors[0]: found 'x', expected a URL, http:// or https://",
+        ),
+        (
+            "[[registries]]\nhost = 'a'\nmirrors = []",
+            "registries[0].mirrors: found an empty array, expected an array of length >= 1",
         ),
         ("[node\n", "not valid TOML: Expected ']' at the end of a table declaration (at line 1, column 6)"),
         ("a = " + "[" * 50_000, "not valid TOML: nested too deeply"),
@@ -358,3 +378,82 @@ def test_sizes_are_shares_of_the_memory_or_bytes(size: str, expected: int) -> No
 def test_sizes_that_make_no_var_are_refused(size: str) -> None:
     with pytest.raises(MismatchError):
         checks.size(size)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "a", "example.org/A_b.c", "node.kubernetes.io/x", "a.node.kubernetes.io/x",
+        "kubelet.kubernetes.io/x", "topology.kubernetes.io/zone", "kubernetes.io/arch", "notkubernetes.io/x",
+        "beta.kubernetes.io/instance-type", "failure-domain.beta.kubernetes.io/region",
+    ],
+)  # fmt: skip
+def test_labels_that_a_kubelet_may_give_its_node(key: str) -> None:
+    config = parse(f"{CLUSTER}\nlabels = {{ '{key}' = 'a_B.1' }}", "x")
+    assert config.cluster is not None
+    assert config.cluster.labels == {key: "a_B.1"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("kubernetes.io/x", "", "expected none of Kubernetes' own but"),
+        ("node-role.kubernetes.io/control-plane", "", "expected none of Kubernetes' own but"),
+        ("node-restriction.kubernetes.io/x", "", "expected none of Kubernetes' own but"),
+        ("a.k8s.io/x", "", "expected none of Kubernetes' own but"),
+        ("topology.kubernetes.io/rack", "", "expected none of Kubernetes' own but"),
+        ("A.b/x", "", "expected an RFC 1123 subdomain"),
+        ("/x", "", "expected an RFC 1123 subdomain"),
+        ("a/b/c", "", "expected an RFC 1123 subdomain"),
+        ("-x", "", "expected letters, digits"),
+        ("a/", "", "expected letters, digits"),
+        ("x", "a,b=c", "expected letters, digits"),
+        ("x", "é", "expected letters, digits"),
+        ("x", "x" * 64, "at most 63"),
+    ],
+)
+def test_labels_that_a_kubelet_refuses(key: str, value: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{CLUSTER}\nlabels = {{ '{key}' = '{value}' }}", "x")
+    assert caught.value.key == f"cluster.labels.'{key}'"
+    assert expected in caught.value.problem
+
+
+def test_a_secret_is_refused_where_every_pod_can_read_it() -> None:
+    """Also one that is wrong: it is seen by others all the same."""
+    for text in (CLUSTER, "[cluster]\nbootstrap_kubeconfig = 5"):
+        with pytest.raises(ConfigError, match="found a secret, expected none") as caught:
+            parse(text, sources.COMMAND_LINE)
+        assert caught.value.key == "cluster.bootstrap_kubeconfig"
+    assert parse("[node]\nname = 'a'", sources.COMMAND_LINE).node.name == "a"
+
+
+def test_a_secret_is_never_shown() -> None:
+    values = shown(parse(f"{CLUSTER}\ndrain_seconds = 5", "x"))
+    assert values["cluster"] == {
+        "bootstrap_kubeconfig": HIDDEN, "labels": {}, "drain_seconds": 5, "max_unavailable": 1,
+    }  # fmt: skip
+    assert shown(Config())["cluster"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (f"{CLUSTER}\n[node]\nname = 'a'", "\n[node]\nname = 'a'"),
+        (f"cluster = {{ bootstrap_kubeconfig = {json.dumps(kubeconfig())} }}\n[node]", f"'{HIDDEN}' }}\n[node]"),
+        (f"[cluster]\nbootstrap_kubeconfig = '{TOKEN}' # wrong", "# wrong"),
+        (f"[cluster]\nbootstrap_kubeconfig = '{TOKEN}\n[node]", HIDDEN),  # no TOML
+        (f'[cluster]\nbootstrap_kubeconfig = "\\u0061 {TOKEN}"', HIDDEN),
+        (f"[cluster]\nbootstrap_kubeconfig = ['{TOKEN}']", HIDDEN),
+        (f"[cluster.bootstrap_kubeconfig]\ntoken = '{TOKEN}'", HIDDEN),
+        (f"cluster.'bootstrap_kubeconfig' = '{TOKEN}'\n#{TOKEN}", f"#{HIDDEN}"),
+        ("[cluster]\nbootstrap_kubeconfig = ''", HIDDEN),
+        ("[cluster]\nlabels = {}", "labels = {}"),
+        ("cluster = 5", "cluster = 5"),
+        ("[node\nname = 'a'", "[node\nname = 'a'"),
+    ],
+)
+def test_a_text_is_shown_without_its_secrets(text: str, seen: str) -> None:
+    found = shown_text(text)
+    assert TOKEN not in found
+    assert seen.replace("'", "") in found.replace('"', "").replace("'", "")

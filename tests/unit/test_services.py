@@ -7,6 +7,8 @@ import resource
 import pytest
 
 from initd import cgroups, services
+from initd.config.schema import ClusterConfig, Config, KubeletConfig
+from tests.unit.cluster_support import kubeconfig
 
 
 def test_there_are_exactly_two_services() -> None:
@@ -40,7 +42,7 @@ def test_only_the_kubelet_has_a_watchdog_since_containerd_never_feeds_one() -> N
 
 
 def test_the_kubelets_command_line_names_the_node() -> None:
-    argv = services.kubelet_argv("node-1", "192.0.2.10", 4)
+    argv = services.kubelet_argv("node-1", "192.0.2.10", Config(kubelet=KubeletConfig(verbosity=4)))
     assert argv == (
         "/usr/bin/kubelet",
         "--config=/run/initd/kubelet/config.yaml",
@@ -51,11 +53,19 @@ def test_the_kubelets_command_line_names_the_node() -> None:
 
 
 def test_without_an_address_the_kubelet_picks_one() -> None:
-    assert not [argument for argument in services.kubelet_argv("node-1", None) if "node-ip" in argument]
+    assert not [argument for argument in services.kubelet_argv("node-1", None, Config()) if "node-ip" in argument]
 
 
-def test_a_kubelet_without_a_kubeconfig_is_standalone() -> None:
-    assert not [argument for argument in services.kubelet_argv("node-1", None) if "kubeconfig" in argument]
+def test_a_kubelet_of_a_cluster_is_told_how_to_join() -> None:
+    cluster = ClusterConfig(kubeconfig(), labels={"topology.kubernetes.io/zone": "a", "example.org/x": ""})
+    argv = services.kubelet_argv("node-1", None, Config(cluster=cluster))
+    assert argv[3:-1] == (
+        "--bootstrap-kubeconfig=/run/initd/kubelet/bootstrap.kubeconfig",
+        "--kubeconfig=/var/lib/kubelet/kubeconfig",
+        "--cert-dir=/var/lib/kubelet/pki",
+        "--node-labels=topology.kubernetes.io/zone=a",
+        "--node-labels=example.org/x=",
+    )
 
 
 def test_containerd_starts_with_the_images_file_unless_one_was_rendered() -> None:

@@ -8,15 +8,13 @@ from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
 
-import msgspec
-
 import initd
 from initd import shutdown
 from initd.api import registry
 from initd.api.protocol import HELLO, ApiError, Code, is_nonce
 from initd.api.registry import Call, Role, each, method
 from initd.api.types import BootTimes, ConfigInfo, Event, LastBoot, NodeStatus, VersionInfo
-from initd.config.schema import json_schema
+from initd.config.schema import json_schema, shown, shown_text
 from initd.files import read
 from initd.supervise.states import State
 
@@ -63,12 +61,12 @@ async def status(call: Call) -> NodeStatus:
 
 @method("config", Role.READER)
 async def config(call: Call) -> ConfigInfo:
-    """The configuration in force, where it came from, and what is wrong with it if anything is."""
+    """The configuration in force, without its secrets, where it came from, and what is wrong with it if anything is."""
     node = call.node
     return {
         "source": node.found.source if node.found else None,
-        "text": node.found.text if node.found else "",
-        "values": msgspec.to_builtins(node.config) if node.config is not None else {},
+        "text": shown_text(node.found.text) if node.found else "",
+        "values": shown(node.config) if node.config is not None else {},
         "error": node.config_error,
     }
 
