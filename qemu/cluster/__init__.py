@@ -15,6 +15,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any, Self
 
 from qemu import disks
+from qemu.cluster import pods
 from qemu.cluster.controlplane import HOST, LOOPBACK, ControlPlane
 from qemu.errors import HarnessError
 from qemu.machine import Machine, checked_name
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from qemu.image import Bootable
 
-REGISTRY = "cluster.initd.test"  # in the names of the images that only the harness has
 KUBELET_PORT = 10250
 NODE_NETWORK = "10.100.0"
 FIRST_STATION = 11
@@ -64,7 +64,7 @@ class Cluster:
         self.kill()
 
     def start(self) -> None:
-        """Start registry and control plane; raises HarnessError."""
+        """Start registry and control plane, and ask for the cluster's own pods; raises HarnessError."""
         programs, images = _built()
         shutil.rmtree(self.folder, ignore_errors=True)  # what a harness that was killed left behind
         disks.make_folder(self.folder)
@@ -75,6 +75,7 @@ class Cluster:
             self.control_plane = ControlPlane(programs, self.folder, self._dial, self._certificate_seconds)
             self._stack.callback(self.control_plane.stop)
             self.control_plane.start()
+            self.apply(*pods.network(self.control_plane.port))
         except BaseException:
             self.kill()
             raise
@@ -112,7 +113,7 @@ class Cluster:
             "cluster": {"bootstrap_kubeconfig": kubeconfig, **(cluster or {})},
             "network": {"interfaces": interfaces},
             "kubelet": {"config": kubelet, "static_pods": list(static_pods)},
-            "registries": [{"host": REGISTRY, "mirrors": [f"http://{HOST}:{self.registry.port}"]}],
+            "registries": [{"host": "_default", "mirrors": [f"http://{HOST}:{self.registry.port}"]}],
         }
         return "".join(f"{key} = {toml(value)}\n" for key, value in tables.items()) + extra
 

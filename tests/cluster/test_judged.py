@@ -49,7 +49,7 @@ def test_the_cis_benchmark_is_passed_or_waived(cluster: Cluster, nodes: Mapping[
         for name, (entry,) in found.items()
     }
     configz = cluster.control_plane.api.get("/api/v1/nodes/node-1/proxy/configz")["kubeletconfig"]
-    proxy = next(iter(_pods(cluster, "k8s-app=kube-proxy")))["spec"]["containers"][0]
+    proxy = next(iter(_pods(cluster, "app=kube-proxy")))["spec"]["containers"][0]
     commands = {"kubelet": " ".join(kubelet["argv"]), "proxy": " ".join([*proxy.get("command", []), *proxy["args"]])}
     failed = cis.failed(controls, cis.Facts(files, commands, {"kubelet": configz}))
     assert len(cis.ids(controls)) > 20, "the benchmark is there"
