@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
@@ -54,7 +53,7 @@ const rules = `
 table ip cluster-cni
 delete table ip cluster-cni
 table ip cluster-cni {
-  chain masquerade {
+  chain leaving {
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr %[1]s ip daddr != %[1]s masquerade
   }
@@ -81,10 +80,6 @@ func cni() error {
 	nft.Stdin = strings.NewReader(fmt.Sprintf(rules, os.Args[1]))
 	if output, err := nft.CombinedOutput(); err != nil {
 		return fmt.Errorf("nft: %w: %s", err, output)
-	}
-
-	if err := loadModule("br_netfilter"); err != nil {
-		return err
 	}
 
 	factory := informers.NewSharedInformerFactory(client, 0)
@@ -123,27 +118,6 @@ func cni() error {
 			wait = retry
 		}
 	}
-}
-
-// loadModule has the kernel load a module, as it does for whoever may and asks for an interface of that name.
-//
-// Two pods of one node are neighbours on the bridge: without br_netfilter the answer of one that was reached by a
-// Service's address goes straight to the other, past the connection tracking that would put the address back.
-func loadModule(name string) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request) // there is no such interface, and that is not what is wanted
-	if _, err := os.Stat("/sys/module/" + name); err != nil {
-		return fmt.Errorf("kernel module %s: %w", name, err)
-	}
-	return nil
 }
 
 func reconcile(self string, nodes []*v1.Node) error {
