@@ -92,7 +92,8 @@ def containerd(node: Node) -> None:
     if node.config is not None:
         from initd.config import containerd as render  # noqa: PLC0415 only such a node pays for it
 
-        _write(services.CONTAINERD_CONFIG, render.render(node.config.containerd.log_level).encode())
+        wanted = node.config.containerd
+        _write(services.CONTAINERD_CONFIG, render.render(wanted.log_level, wanted.metrics_port).encode())
         service.argv = services.containerd_argv(services.CONTAINERD_CONFIG)
     service.start("boot")
 

@@ -8,6 +8,9 @@ import os
 _FILE = os.path.join(os.path.dirname(__file__), "containerd.toml")
 
 
-def render(log_level: str = "info") -> str:
+def render(log_level: str = "info", metrics_port: int | None = None) -> str:
     with open(_FILE, encoding="utf-8") as file:
-        return file.read().replace("level = 'info'", f"level = '{log_level}'")
+        text = file.read().replace("level = 'info'", f"level = '{log_level}'")
+    if metrics_port is None:
+        return text
+    return f"{text}\n[plugins.'io.containerd.server.v1.metrics']\naddress = '127.0.0.1:{metrics_port}'\n"

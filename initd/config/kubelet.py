@@ -71,6 +71,15 @@ _IN_CLUSTER: Final[Mapping[str, Any]] = {
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "failSwapOn": True,
     "seccompDefault": True,
+    "podPidsLimit": 4096,
+    "tlsCipherSuites": [  # of TLS 1.2; those of 1.3 are all good
+        "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+        "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305",
+        "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+        "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305",
+    ],
     "fileCheckFrequency": "20s",  # the folder is watched as well
     "containerLogMaxSize": "5Mi",  # /var is memory
     "containerLogMaxFiles": 2,

@@ -47,6 +47,7 @@ Mirror = Annotated[str, _checked(checks.mirror, "uri")]
 Size = Annotated[str, _checked(checks.size)]
 Metric = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 Mtu = Annotated[int, Meta(ge=68, le=65535)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
 Timeout = Annotated[int, Meta(ge=0, le=600)]
 Id = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
 
@@ -196,6 +197,7 @@ class ContainerdConfig(Table, frozen=True):
     """The container runtime. With this table containerd starts a little later: its configuration is written first."""
 
     log_level: Annotated[Literal["trace", "debug", "info", "warn", "error"], doc("Least severe to log.")] = "info"
+    metrics_port: Annotated[Port | None, doc("Serve containerd's metrics on 127.0.0.1: /v1/metrics.", 1338)] = None
 
 
 class VarConfig(Table, frozen=True):

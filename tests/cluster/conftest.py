@@ -22,7 +22,8 @@ NAMES = ("node-1", "node-2")
 def nodes(cluster: Cluster) -> Mapping[str, Machine]:
     """Two Ready nodes by name, each with the probe as a static pod; a test leaves both Ready."""
     for name in NAMES:
-        cluster.machine(name, cluster.config(name, static_pods=[probe()]), forward=(PORT,)).start()
+        config = cluster.config(name, static_pods=[probe()], extra="[containerd]\nmetrics_port = 1338\n")
+        cluster.machine(name, config, forward=(PORT,)).start()
     for name in NAMES:
         cluster.wait_ready(name)
     return cluster.machines

@@ -154,7 +154,8 @@ def test_static_pods_become_one_file_each() -> None:
 
 @pytest.mark.parametrize("level", ["trace", "debug", "info", "warn", "error"])
 def test_containerds_file_is_toml_that_says_what_the_design_does(level: str) -> None:
-    table = tomllib.loads(containerd.render(level))
+    table = tomllib.loads(containerd.render(level, 1338))
+    assert table["plugins"]["io.containerd.server.v1.metrics"] == {"address": "127.0.0.1:1338"}
     plugins = table["plugins"]
     runc = plugins["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]["runc"]["options"]
     assert table["version"] == 4
