@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from qemu.errors import HarnessError
 
-_RESERVE = (
-    256 << 20
-)  # what must be free before a machine starts; a guest that meets ENOSPC stops in the middle of a write
+_RESERVE = 256 << 20  # must be free before a machine starts: a guest that meets ENOSPC stops in the middle of a write
+_START, _SECTOR = 1 << 20, 512  # bytes before and after a partition, and of a sector
 
 
 def cache() -> Path:
@@ -47,6 +47,27 @@ class Disk:
         path.touch()
         os.truncate(path, self.size)
         return path
+
+
+def partitioned(path: Path, label: str, size: int) -> Disk:
+    """Return a disk of `size` bytes with one GPT partition named `label` that holds an empty ext4; the file at `path`
+    is made and stays. Raises HarnessError.
+    """
+    path.touch()
+    os.truncate(path, size)
+    table = f"label: gpt\nstart={_START // _SECTOR}, size={(size - 2 * _START) // _SECTOR}, name={label}\n"
+    sfdisk = ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(path)]
+    mkfs = ["mkfs.ext4", "-q", "-F", "-E", f"offset={_START}", str(path), f"{(size - 2 * _START) >> 10}k"]
+    for command, text in ((sfdisk, table), (mkfs, "")):
+        try:
+            done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise HarnessError(
+                f"{command[0]} is not installed", "install it: apt-get install fdisk e2fsprogs"
+            ) from None
+        if done.returncode:
+            raise HarnessError(f"{path}: {command[0]}: {done.stderr.strip()}")
+    return Disk(path=path)
 
 
 def existing(path: Path, what: str) -> Path:

@@ -15,54 +15,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qemu.cluster.pki import Authority
+from tests.cluster.conftest import JOIN, says, status
 from tests.vm.conftest import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from qemu.cluster import Cluster
     from qemu.machine import Machine
 
 pytestmark = pytest.mark.cluster
-JOIN = 240.0
 AWAY = 75.0  # seconds without an API server: longer than the controller manager's patience with a node
 NTP_PORT, NTP_EPOCH = 123, 2_208_988_800  # seconds from 1900 to 1970
-
-
-def status(machine: Machine) -> dict[str, Any]:
-    with machine.client() as client:
-        found: dict[str, Any] = client.call("status")
-        return found
-
-
-def says(machine: Machine, pattern: str) -> Callable[[], str | None]:
-    """What asks the node for its state in the cluster: the reason, once it is like that."""
-
-    def ask() -> str | None:
-        cluster = status(machine)["cluster"]
-        reason = (cluster and cluster["reason"]) or ""
-        return reason if re.search(pattern, reason) else None
-
-    return ask
-
-
-@pytest.fixture
-def lone(cluster: Cluster) -> Iterator[Callable[..., Machine]]:
-    """Start node-3, a node of the test's own; gone afterwards, from the cluster too."""
-    made: list[Machine] = []
-
-    def start(config: str, **options: Any) -> Machine:
-        made.append(cluster.machine("node-3", config, **options))
-        made[0].start()
-        made[0].wait_api()
-        return made[0]
-
-    yield start
-    for machine in made:
-        machine.kill()
-        del cluster.machines["node-3"]
-    cluster.kubectl("delete", "node", "node-3", "--ignore-not-found")
 
 
 def test_an_api_server_that_is_away_at_boot_and_later(cluster: Cluster, lone: Callable[..., Machine]) -> None:
