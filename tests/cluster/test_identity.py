@@ -1,4 +1,4 @@
-"""Whether a node is still itself after a reboot, which makes /var afresh: with INITD-STATE it is, without it says so."""
+"""Whether a node is still itself after a reboot, which makes /var afresh: with INITD-STATE it is."""
 
 from __future__ import annotations
 
