@@ -14,7 +14,7 @@ from structlog import get_logger
 
 from initd import native
 from initd.api.protocol import ApiError, Code
-from initd.devices import aliases, buttons, uevents
+from initd.devices import aliases, buttons
 from initd.devices.disks import disks
 from initd.devices.uevents import Uevent, Uevents, UeventsLostError, readable
 from initd.worker import DESCRIPTORS, Link, Rest
@@ -54,7 +54,8 @@ class Devices:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._uevents = Uevents()  # before the walk: what appears during it must not be missed
+        # Before the walk: what appears during it must not be missed, nor what woke this process.
+        self._uevents = Uevents(kept=link.kept.pop(0) if link.kept else None)
         self._tried: set[str] = set()
         self._buttons: dict[int, str] = {}
         self._ready = select.epoll()
@@ -75,6 +76,7 @@ class Devices:
         """Coldplug, then take uevents and presses as they come, for ever."""
         self._watch_buttons()
         await self._take_kept()
+        await self._take_uevents()
         await self._coldplug()
         while True:
             await readable(self._ready.fileno())
@@ -82,15 +84,12 @@ class Devices:
             await self._take_uevents()
 
     async def _take_kept(self) -> None:
-        """What woke this process: uevents and presses that are still to be read."""
-        for fd in self._link.kept[1:]:
+        """What woke this process: presses that are still to be read."""
+        for fd in self._link.kept:
             with suppress(OSError):
                 if buttons.was_pressed(fd):
                     await self._pressed(os.readlink(f"/proc/self/fd/{fd}"))
             os.close(fd)
-        for fd in self._link.kept[:1]:
-            for event in uevents.kept(fd):
-                await self._take(event)
         self._link.kept.clear()
 
     async def _coldplug(self) -> None:
