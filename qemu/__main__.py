@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from initd.api.protocol import ApiError
 from initd.client import live as node_live
-from initd.client import vms
+from qemu import vms
 from qemu.errors import HarnessError
 from qemu.image import Files
 from qemu.machine import Machine, checked_name

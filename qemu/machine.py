@@ -11,9 +11,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from initd.client import vms
 from initd.client.connection import Client
-from qemu import accel, arguments, disks
+from qemu import accel, arguments, disks, vms
 from qemu.bridge import Bridge
 from qemu.errors import HarnessError, MachineStoppedError, MachineTimeoutError
 from qemu.image import built

@@ -1,7 +1,7 @@
 """Completion for bash, zsh and fish: their scripts ask initctl itself what may come next."""
 
-from initd.client import vms
 from initd.client.commands import COMMANDS, OTHERS
+from initd.client.connection import vms
 
 ASK = "__complete"  # the word by which a script asks; the words typed so far follow, the last one to be completed
 _VALUES = {"--output": ["table", "json", "yaml"], "--socket": [], "--vm": [], "--url": []}
@@ -28,7 +28,7 @@ def offers(words: list[str]) -> list[str]:
     *before, current = words or [""]
     previous = ["", *before][-1]
     if previous == "--vm":
-        found = [machine["name"] for machine in vms.running()]
+        found = [machine["name"] for machine in vms().running()]
     elif previous in _VALUES:
         found = _VALUES[previous]
     else:

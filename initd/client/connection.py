@@ -155,6 +155,15 @@ def _connect(address: str, timeout: float) -> socket.socket:
     return connection
 
 
+def vms() -> Any:
+    """The harness's VMs by name: qemu.vms. Raises LookupError where there is no harness, as on a node."""
+    try:
+        from qemu import vms as found  # noqa: PLC0415 only --vm needs it
+    except ImportError:
+        raise LookupError("the harness is not installed beside this initctl: it can reach no VM by name") from None
+    return found
+
+
 def parse(address: str) -> tuple[socket.AddressFamily, Any]:
     """Return family and address for socket.connect(). Raises ValueError that says what an address looks like."""
     scheme, separator, rest = address.partition("://")

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from initd.api.protocol import ApiError, Code
-from initd.client import completion, vms
+from initd.client import completion
 from initd.client.commands import COMMANDS, OTHERS, Argument, Command
-from initd.client.connection import DEFAULT_SOCKET, Client
+from initd.client.connection import DEFAULT_SOCKET, Client, vms
 from initd.client.output import Style, to_json, to_yaml
 
 FAILED, USAGE, NO_NODE, INTERRUPTED = 1, 2, 3, 130
@@ -93,11 +93,11 @@ def _show(command: Command, item: Any, form: str) -> None:
 def _connect(arguments: argparse.Namespace) -> Client:
     where = vars(arguments)
     if "vm" in where:
-        return Client(vms.resolve(arguments.vm))
+        return Client(vms().resolve(arguments.vm))
     if "url" in where or "socket" in where:
         return Client(where.get("url") or arguments.socket)
     if not os.path.exists(DEFAULT_SOCKET):
-        names = [machine["name"] for machine in vms.running()]
+        names = [machine["name"] for machine in vms().running()]
         hint = f"try --vm NAME; running: {', '.join(names)}" if names else "make boot starts one in a VM"
         raise ConnectionError(f"this machine runs no initd ({DEFAULT_SOCKET} is not there); {hint}")
     return Client()

@@ -13,8 +13,8 @@ import pytest
 
 from initd.api.protocol import ApiError, Code, Request, Response, encode
 from initd.api.registry import Role
-from initd.client import vms
 from initd.client.connection import Client, parse
+from qemu import vms
 from tests.unit.client_support import EVENTS, STATUS, FakeNode, serving
 
 if TYPE_CHECKING:

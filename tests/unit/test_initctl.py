@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -107,6 +108,12 @@ def test_without_the_role_the_error_says_how_to_get_it(tmp_path: Path, capsys: p
     assert "wants the role admin" in error
     assert "run it as root on the node" in error
     assert len(error.splitlines()) == 1
+
+
+def test_on_a_node_there_is_no_harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "qemu", None)
+    assert main(["status", "--vm", "default"]) == 3
+    assert "the harness is not installed beside this initctl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from initd.client import vms
+from qemu import vms
 from qemu.plugin import READY_TIMEOUT
 from tests.vm.conftest import until
 
