@@ -93,11 +93,7 @@ async def _serial(api: Api, role: Role) -> None:
     device = serial.find_port()
     if device is None:
         raise LookupError(f"no virtio-serial port {serial.PORT_NAME}")
-    port = serial.Port(api, serial.open_port(device), role)
-    try:
-        raise await port.lost
-    finally:
-        port.shut()
+    await serial.Port(api, serial.open_port(device), role).serve()
 
 
 async def _vsock(api: Api, role: Role) -> None:
