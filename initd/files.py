@@ -1,4 +1,4 @@
-"""Small files that come and go: those of /proc, /sys and the cgroups."""
+"""Small files that come and go: those of /proc, /sys and the cgroups; and those with more to come."""
 
 
 def read(path: str) -> str:
@@ -8,3 +8,15 @@ def read(path: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+async def readable(fd: int) -> None:
+    """Return when `fd` is readable or has an error to be read."""
+    import asyncio  # noqa: PLC0415 the loop runs now
+
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)

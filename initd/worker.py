@@ -32,7 +32,6 @@ PING = "ping"  # what the link itself answers: its worker's loop runs
 QUIET_SECONDS = 20.0
 ANSWER_SECONDS = 1.0
 DESCRIPTORS = 16  # that PID 1 takes
-WORKERS = ("network", "devices", "containers")
 _READ_SIZE = 1 << 16
 
 log = structlog.get_logger()
@@ -170,9 +169,6 @@ class _Forward(logging.Handler):
 def main(name: str, kept: int = 0) -> int:
     """Run the worker initd.NAME until PID 1 closes its end; return an exit status. `kept`: see `Link`."""
     configure_log()
-    if name not in WORKERS:
-        log.error("no such worker", found=name, expected=WORKERS)
-        return 2
     try:
         asyncio.run(_serve(name, kept))
     except Exception:  # PID 1 starts it again; the reason must be one record of the log, not loose lines

@@ -1,6 +1,5 @@
 """The kernel's uevents (Linux lib/kobject_uevent.c), read from its socket: there is no udevd on the node."""
 
-import asyncio
 import errno
 import socket
 from collections.abc import Iterator
@@ -93,13 +92,3 @@ class Uevents:
                     devname=f"/dev/{values['DEVNAME']}" if "DEVNAME" in values else values.get("INTERFACE"),
                     modalias=values.get("MODALIAS", ""),
                 )
-
-
-async def readable(fd: int) -> None:
-    """Return when `fd` is readable or has an error to be read."""
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)

@@ -16,7 +16,8 @@ from initd import native
 from initd.api.protocol import ApiError, Code
 from initd.devices import aliases, buttons
 from initd.devices.disks import disks
-from initd.devices.uevents import Uevent, Uevents, UeventsLostError, readable
+from initd.devices.uevents import Uevent, Uevents, UeventsLostError
+from initd.files import readable
 from initd.worker import DESCRIPTORS, Link, Rest
 
 REPORTED = frozenset({"block", "net", "virtio-ports"})

@@ -10,7 +10,6 @@ from initd import log, native, worker
 from initd.api.protocol import ApiError, Code, Decoder, Notification, ProtocolError, Request, Response, encode
 from initd.events import EventLog, boottime
 from initd.services import ServiceSpec
-from initd.supervise.process import Process
 from initd.supervise.reap import Reaper
 from initd.supervise.service import Service
 from initd.supervise.states import Event, State
@@ -18,7 +17,6 @@ from initd.supervise.states import Event, State
 LINK = 3
 CHUNK = 256 << 10
 TIMEOUT = 30.0
-DEAF_SECONDS = 1.0
 UNREAD_BYTES = 1 << 20  # that the kernel keeps, as far as it grants them, for a worker that does not read yet
 KINDS = 16  # of notifications kept for a handler to come
 IDLE = "idle, starts when needed"
@@ -209,8 +207,7 @@ class Worker(Service):
         if not data:
             if self._loop is not None:
                 self._loop.remove_reader(self._socket.fileno())
-                self._loop.call_later(DEAF_SECONDS, self._deaf, self.process)
-            return
+            return  # it ends soon; one that does not answers no ping
         try:
             messages = self._decoder.feed(data)
         except ProtocolError as malformed:
@@ -248,11 +245,6 @@ class Worker(Service):
                 self._wake_after = None if wake_after is None else min(max(soonest, wake_after), latest)
                 self.status_text = IDLE
                 self.stop("idle")
-
-    def _deaf(self, process: Process | None) -> None:
-        """A worker that closed its end ends soon; one that does not is of no use any more."""
-        if self.process is process:
-            self.handle(Event.UNHEALTHY, "closed its link")
 
     def _answer(self, msgid: int, error: Any, result: object) -> None:
         future = self._calls.get(msgid)

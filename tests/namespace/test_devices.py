@@ -16,7 +16,8 @@ import pytest
 from initd import native
 from initd.api.protocol import Decoder, Notification, Request, Response, encode
 from initd.devices import aliases, buttons, worker
-from initd.devices.uevents import Uevents, UeventsLostError, readable
+from initd.devices.uevents import Uevents, UeventsLostError
+from initd.files import readable
 from initd.worker import Link
 
 if TYPE_CHECKING:

@@ -179,8 +179,8 @@ def test_the_log_is_one_json_object_a_line(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.usefixtures("own_log")
-def test_an_unknown_worker_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert worker.main("../../etc") == 2
+def test_an_unknown_worker_is_no_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    assert worker.main("../../etc") == 1
     assert "../../etc" in capsys.readouterr().err
 
 

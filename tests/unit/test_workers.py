@@ -159,13 +159,12 @@ def test_one_that_talks_nonsense_is_ended(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_one_that_closes_its_link_and_lives_on_is_ended(play: Callable[..., None], monkeypatch: Any) -> None:
-    monkeypatch.setattr(workers, "DEAF_SECONDS", 0.0)
-
+def test_one_that_closes_its_link_and_lives_on_is_ended(play: Callable[..., None]) -> None:
     async def scene(bench: Bench) -> None:
         await bench.run()
         bench.links[-1].close()
-        await until(lambda: bench.worker.state is State.FAILING)
+        await bench.worker.ping(0.01)
+        assert bench.worker.state is State.FAILING
 
     play(scene)
 

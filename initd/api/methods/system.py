@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from initd.api.registry import Call, Role, method
 from initd.api.types import KernelRecord, MountInfo, ProcessInfo
-from initd.files import read
+from initd.files import read, readable
 from initd.mounts import unescape
 
 RECORD_BYTES = 8192
@@ -36,8 +36,6 @@ def parse_record(data: bytes) -> KernelRecord | None:
 async def kernel_log(_call: Call, follow: bool = False) -> AsyncIterator[KernelRecord]:
     """The kernel's log, oldest record first, initd's own records in it; then, if `follow`, each new one as it comes."""
     descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    readable = asyncio.Event()
-    loop = asyncio.get_running_loop()
     try:
         while True:
             try:
@@ -45,17 +43,13 @@ async def kernel_log(_call: Call, follow: bool = False) -> AsyncIterator[KernelR
             except BlockingIOError:
                 if not follow:
                     return
-                readable.clear()
-                loop.add_reader(descriptor, readable.set)
-                await readable.wait()
-                loop.remove_reader(descriptor)
+                await readable(descriptor)
                 continue
             except BrokenPipeError:
                 continue  # the ring was overwritten under us; the next read goes on with its oldest record
             if record is not None:
                 yield record
     finally:
-        loop.remove_reader(descriptor)
         os.close(descriptor)
 
 
