@@ -13,6 +13,7 @@ call: each item goes out as it comes.
 Annotations are read as text, as the reference shows them, so those modules defer them.
 """
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
@@ -20,8 +21,6 @@ from typing import Any, NamedTuple, TypeVar
 from initd.api.protocol import ApiError, Code
 from initd.node import Node
 
-_COROUTINE = 0x80  # code flag (Include/cpython/code.h); inspect is slow to import
-_REQUIRED = object()
 _TYPES = {"bool": "boolean", "int": "integer", "str": "string"}  # of parameters -> in JSON Schema
 
 
@@ -51,51 +50,33 @@ class Call(NamedTuple):
     peer: Peer
 
 
-class Parameter(NamedTuple):
-    """One parameter of a method: its type as written, and its default if it has one."""
-
-    name: str
-    type: str
-    default: object = _REQUIRED
-
-    @property
-    def required(self) -> bool:
-        return self.default is _REQUIRED
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.type}{'' if self.required else f' = {self.default!r}'}"
-
-
 class Method:
     """One callable method of the API. Raises TypeError for a function that cannot be one."""
 
     def __init__(self, name: str, role: Role, function: Callable[..., Any]) -> None:
-        code, annotations = function.__code__, function.__annotations__
-        returns = annotations.get("return", "None")
+        signature = inspect.signature(function)
+        returns = str(signature.return_annotation)
         self.name = name
         self.role = role
         self.function = function
         self.streaming = returns.startswith("AsyncIterator[")
         self.returns = returns[len("AsyncIterator[") : -1] if self.streaming else returns  # as written; of an item
-        if not (self.streaming or code.co_flags & _COROUTINE):
+        if not (self.streaming or inspect.iscoroutinefunction(function)):
             raise TypeError(f"API method {name}: {function.__qualname__} is not an async function")
-        names, defaults = code.co_varnames[1 : code.co_argcount], function.__defaults__ or ()
-        padded = (_REQUIRED,) * (len(names) - len(defaults)) + defaults
-        pairs = zip(names, padded, strict=True)
-        self.parameters = [Parameter(key, annotations[key], default) for key, default in pairs]
+        self.parameters = list(signature.parameters.values())[1:]
         for parameter in self.parameters:
-            if parameter.type not in _TYPES:
-                raise TypeError(f"API method {name}: found {parameter}, expected any of {', '.join(_TYPES)}")
+            if parameter.annotation not in _TYPES:
+                raise TypeError(f"API method {name}: found {_text(parameter)}, expected any of {', '.join(_TYPES)}")
 
     def bind(self, params: list[object]) -> list[object]:
         """Return params if the method can be called with them; ApiError INVALID_ARGUMENT names what cannot be."""
         if len(params) > len(self.parameters):
             raise self._invalid(f"found {len(params)} parameters")
         for parameter in self.parameters[len(params) :]:
-            if parameter.required:
+            if parameter.default is parameter.empty:
                 raise self._invalid(f'parameter "{parameter.name}" is missing')
         for parameter, value in zip(self.parameters, params, strict=False):
-            if type(value).__name__ != parameter.type:
+            if type(value).__name__ != parameter.annotation:
                 text = repr(value)
                 shown = text if len(text) <= 40 else f"{text[:40]}..."
                 raise self._invalid(f'parameter "{parameter.name}": found {type(value).__name__} {shown}')
@@ -103,14 +84,19 @@ class Method:
 
     def signature(self) -> str:
         """Write the method as a caller sees it: `logs(service: str, tail: int = 100)`."""
-        return f"{self.name}({', '.join(map(str, self.parameters))})"
+        return f"{self.name}({', '.join(map(_text, self.parameters))})"
 
     def documentation(self) -> str:
-        """Return the docstring without its indentation; inspect.cleandoc would import inspect."""
-        return "\n".join(line.strip() for line in (self.function.__doc__ or "").strip().splitlines())
+        return inspect.cleandoc(self.function.__doc__ or "")
 
     def _invalid(self, found: str) -> ApiError:
         return ApiError(Code.INVALID_ARGUMENT, f"{self.name}: {found}, expected {self.signature()}")
+
+
+def _text(parameter: inspect.Parameter) -> str:
+    """As a caller sees it: `tail: int = 100`."""
+    default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+    return f"{parameter.name}: {parameter.annotation}{default}"
 
 
 METHODS: dict[str, Method] = {}
@@ -142,7 +128,7 @@ def schema(methods: dict[str, Method]) -> dict[str, object]:
             "params": {
                 "type": "array",
                 "prefixItems": [_parameter_schema(parameter) for parameter in entry.parameters],
-                "minItems": sum(parameter.required for parameter in entry.parameters),
+                "minItems": sum(parameter.default is parameter.empty for parameter in entry.parameters),
                 "maxItems": len(entry.parameters),
             },
         }
@@ -150,9 +136,9 @@ def schema(methods: dict[str, Method]) -> dict[str, object]:
     }
 
 
-def _parameter_schema(parameter: Parameter) -> dict[str, object]:
-    described: dict[str, object] = {"title": parameter.name, "type": _TYPES[parameter.type]}
-    return described if parameter.required else {**described, "default": parameter.default}
+def _parameter_schema(parameter: inspect.Parameter) -> dict[str, object]:
+    default = {} if parameter.default is parameter.empty else {"default": parameter.default}
+    return {"title": parameter.name, "type": _TYPES[parameter.annotation], **default}
 
 
 async def each(items: Iterable[_T]) -> AsyncIterator[_T]:
