@@ -7,7 +7,7 @@ import asyncio
 import os
 import select
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 
 from structlog import get_logger
@@ -61,6 +61,9 @@ class Devices:
         self._buttons: dict[int, str] = {}
         self._ready = select.epoll()
         self._ready.register(self._uevents, select.EPOLLIN)
+        while link.kept:
+            fd = link.kept.pop()
+            self._watch(fd, os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
 
     def close(self) -> None:
         self._ready.close()
@@ -76,22 +79,13 @@ class Devices:
     async def run(self) -> None:
         """Coldplug, then take uevents and presses as they come, for ever."""
         self._watch_buttons()
-        await self._take_kept()
+        await self._take_presses()
         await self._take_uevents()
         await self._coldplug()
         while True:
             await readable(self._ready.fileno())
             await self._take_presses()
             await self._take_uevents()
-
-    async def _take_kept(self) -> None:
-        """What woke this process: presses that are still to be read."""
-        for fd in self._link.kept:
-            with suppress(OSError):
-                if buttons.was_pressed(fd):
-                    await self._pressed(os.readlink(f"/proc/self/fd/{fd}"))
-            os.close(fd)
-        self._link.kept.clear()
 
     async def _coldplug(self) -> None:
         """Walk sysfs until it asks for nothing new: a bus that a module drives shows its devices only then."""
@@ -149,8 +143,11 @@ class Devices:
             except OSError as error:
                 log.warning("power button not watched", device=name, error=error.strerror)
                 continue
-            self._buttons[fd] = name
-            self._ready.register(fd, select.EPOLLIN)
+            self._watch(fd, name)
+
+    def _watch(self, fd: int, name: str) -> None:
+        self._buttons[fd] = name
+        self._ready.register(fd, select.EPOLLIN)
 
     async def _take_presses(self) -> None:
         for fd, name in list(self._buttons.items()):
