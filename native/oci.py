@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,15 +36,33 @@ class File:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A symbolic link of an image."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory of an image, where its mode matters; those above files need no mention."""
+
+    mode: int = 0o755
+
+
+Entry: TypeAlias = File | Link | Directory
+
+
+@dataclass(frozen=True)
 class Image:
-    """An image: name with tag (`initd.local/pause:1`), files by absolute path, and what runs."""
+    """An image: name with tag (`initd.local/pause:1`), files by absolute path, what runs, and as which user."""
 
     name: str
-    files: Mapping[str, File]
+    files: Mapping[str, Entry]
     entrypoint: tuple[str, ...]
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     architecture: str = "amd64"
+    user: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what containerd would only refuse on the node."""
@@ -56,26 +74,28 @@ class Image:
                 raise ValueError(f"image {self.name}: found file {path!r}, expected an absolute path without '..'")
 
 
-def _add(archive: tarfile.TarFile, path: str, data: bytes | None, mode: int) -> None:
-    """Add a file, or a directory if there is no data, owned by root and without a time."""
-    entry = tarfile.TarInfo(path)
-    entry.mode = mode
-    if data is None:
-        entry.type = tarfile.DIRTYPE
-    else:
-        entry.size = len(data)
-    archive.addfile(entry, None if data is None else io.BytesIO(data))
+def _add(archive: tarfile.TarFile, path: str, entry: Entry) -> None:
+    """Add an entry, owned by root and without a time."""
+    member = tarfile.TarInfo(path)
+    data = b""
+    match entry:
+        case File(_, mode):
+            data = entry.data()
+            member.mode, member.size = mode, len(data)
+        case Link(target):
+            member.type, member.mode, member.linkname = tarfile.SYMTYPE, 0o777, target
+        case Directory(mode):
+            member.type, member.mode = tarfile.DIRTYPE, mode
+    archive.addfile(member, io.BytesIO(data))
 
 
-def _tar(entries: Mapping[str, File]) -> bytes:
+def _tar(entries: Mapping[str, Entry]) -> bytes:
     """A tar of the files and of the directories above them, sorted."""
     parents = {str(parent) for path in entries for parent in PurePosixPath(path).parents} - {".", "/"}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for path in sorted({*entries, *parents}):
-            file = entries.get(path)
-            name = path.lstrip("/")
-            _add(archive, name, None if file is None else file.data(), 0o755 if file is None else file.mode)
+            _add(archive, path.lstrip("/"), entries.get(path, Directory()))
     return buffer.getvalue()
 
 
@@ -90,7 +110,7 @@ def _descriptor(media: str, blob: bytes) -> dict[str, object]:
 def archive(image: Image) -> bytes:
     """The archive: a tar of oci-layout, index.json and blobs, named in the annotations that containerd reads."""
     layer = _tar(image.files)
-    process = {"Entrypoint": image.entrypoint, "Cmd": image.args, "WorkingDir": "/"}
+    process = {"Entrypoint": image.entrypoint, "Cmd": image.args, "WorkingDir": "/", "User": image.user}
     process["Env"] = tuple(f"{name}={value}" for name, value in sorted(image.env.items()))
     config = _json({
         "architecture": image.architecture, "os": "linux", "created": CREATED, "config": process,

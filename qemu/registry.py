@@ -1,4 +1,4 @@
-"""A read-only image registry on 127.0.0.1 (OCI distribution-spec 1.1, pull), from a folder of OCI archives.
+"""A read-only image registry on 127.0.0.1 (OCI distribution-spec 1.1, pull), from folders of OCI archives.
 
 A node reaches it at 10.0.2.2 through QEMU's user network and takes it for a mirror of the registry that the archives'
 names say: whatever host an image has in its name, it is found by the rest.
@@ -104,10 +104,11 @@ class _Server(ThreadingHTTPServer):
 
 
 class Registry:
-    """Serves the images of a folder from now until close(). Raises ValueError for an archive that is none."""
+    """Serves the images of folders from now until close(). Raises ValueError for an archive that is none."""
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
-        blobs = dict(entry for archive in sorted(folder.glob("*.tar")) for entry in _images(archive))
+    def __init__(self, *folders: Path, port: int = 0) -> None:
+        archives = [archive for folder in folders for archive in sorted(folder.glob("*.tar"))]
+        blobs = dict(entry for archive in archives for entry in _images(archive))
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.blobs = blobs
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="registry", daemon=True)

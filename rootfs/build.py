@@ -13,6 +13,7 @@ import initd
 from initd.config import containerd
 from rootfs import closed, debian, golang, initramfs, python, tree
 from rootfs import cluster as cluster_images
+from rootfs import conformance as conformance_images
 from rootfs import image as disk_image
 from rootfs.cache import Cache, key
 from rootfs.tools import MOUNT_POINTS, Tools
@@ -47,6 +48,14 @@ class Cluster:
     """What a node joins in tests: the folder of the control plane's programs and kubectl, the folder of pod images."""
 
     programs: Path
+    images: Path
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """Kubernetes' own tests: the program that runs them, and the folder of the images that they run in pods."""
+
+    program: Path
     images: Path
 
 
@@ -208,6 +217,34 @@ def cluster(progress: Progress) -> Cluster:
     path = cache.entry("cluster", name, "the cluster that nodes join: its programs and images", 10, make)
     cache.trim("cluster", KEEP["cluster"])
     return Cluster(path / "programs", path / "images")
+
+
+def conformance(progress: Progress) -> Conformance:
+    """Build what changed of Kubernetes' own tests; the first time takes long. Raises BuildError."""
+    cache = Cache(progress)
+    archive = debian.Archive(cache)
+    archive.fetch()
+    tools = _tools(cache, archive)
+    programs, pods = (golang.build(cache, tools, spec) for spec in golang.CONFORMANCE_BUILDS)
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        source = golang.source(cache, "conformance", "k8s.io/kubernetes")
+        with tempfile.TemporaryDirectory(dir=cache.root) as scratch:
+            packages, binaries = Path(scratch, "tree"), Path(scratch, "programs")
+            archive.unpack("cluster", packages)
+            binaries.mkdir()
+            for program in pods.iterdir():
+                (binaries / program.name).hardlink_to(program)
+            arguments = ("/mnt/native/build.py", "program", "pause", "--output", "/mnt/out/pause")
+            tools.run("python3.13", *arguments, binds={"native": CLONE / "native", "out": binaries})
+            conformance_images.make_images(target, source, binaries, packages / "usr/bin/busybox", tools)
+
+    native = (CLONE / "native/pause.c", CLONE / "native/oci.py")
+    name = key(pods.name, repr(archive.packages("cluster")), *_recipe("conformance.py"), *native)
+    images = cache.entry("conformance", name, "the images that Kubernetes' own tests run", 10, make)
+    cache.trim("conformance", KEEP["cluster"])
+    return Conformance(programs / "e2e.test", images)
 
 
 def measure(progress: Progress, directory: Path) -> list[tuple[str, float, int]]:

@@ -43,7 +43,7 @@ _CONTAINERD_TAGS = "no_btrfs,no_devmapper,no_zfs,no_tracing,urfave_cli_no_docs,g
 
 @dataclass(frozen=True)
 class Build:
-    """One `go build`: the module in rootfs/go, what it makes and how long that takes on two cores."""
+    """One `go build` (or `go test -c`): the module in rootfs/go, what it makes and how long that takes on two cores."""
 
     name: str
     module: str
@@ -53,9 +53,10 @@ class Build:
     variables: tuple[str, ...] = ()
     tags: str = ""
     c: bool = False  # needs C: built in the tools tree, linked statically
+    command: tuple[str, ...] = ("build",)  # of go
 
     def arguments(self) -> list[str]:
-        """Arguments of `go build`, without the output."""
+        """Arguments of that, without the output."""
         flags = "-s -w " + " ".join(f"-X {variable}" for variable in self.variables)
         mode = ["-buildmode=pie"] if self.c else []
         static = " -linkmode external -extldflags -static-pie" if self.c else ""
@@ -112,6 +113,17 @@ CLUSTER_BUILDS = (
     Build(
         "cluster-pods", "kubernetes", "the network of the cluster's pods: kube-proxy and routes", 40, ("./pods",),
         _KUBERNETES_VARIABLES, _KUBERNETES_TAGS,
+    ),
+)  # fmt: skip
+# What judges a node by Kubernetes' own tests, and what those run in pods; only tests/cluster/test_conformance.py asks.
+CONFORMANCE_BUILDS = (
+    Build(
+        "conformance", "conformance", f"Kubernetes {KUBERNETES}'s end-to-end tests", 900,
+        ("k8s.io/kubernetes/test/e2e",), _KUBERNETES_VARIABLES, command=("test", "-c", "-vet=off"),
+    ),
+    Build(
+        "conformance-pods", "conformance", "what the end-to-end tests run in pods", 60,
+        ("k8s.io/kubernetes/test/images/agnhost", "k8s.io/kubernetes/test/images/nonewprivs"), _KUBERNETES_VARIABLES,
     ),
 )  # fmt: skip
 
@@ -176,7 +188,7 @@ def build(cache: Cache, tools: Tools, spec: Build) -> Path:
         env = _environment(go, str(modules), str(objects))
         program = str(go / "bin/go")
         if not spec.c:
-            run([program, "-C", str(module), "build", "-o", f"{target}/", *spec.arguments()], hint=HINT, env=env)
+            run([program, "-C", str(module), *spec.command, "-o", f"{target}/", *spec.arguments()], hint=HINT, env=env)
             return
         run([program, "-C", str(module), "mod", "download"], hint=HINT, env=env)
         inside = _environment(Path("/mnt/go"), "/mnt/modules", "/mnt/objects")
@@ -188,7 +200,8 @@ def build(cache: Cache, tools: Tools, spec: Build) -> Path:
 
     compiler = tools.tree.name if spec.c else ""
     own = [module / package for package in spec.packages if package.startswith(".")]
-    name = key(module / "go.mod", module / "go.sum", *own, WHEEL_LOCK, " ".join(spec.arguments()), compiler)
+    flags = " ".join((*spec.command[1:], *spec.arguments()))
+    name = key(module / "go.mod", module / "go.sum", *own, WHEEL_LOCK, flags, compiler)
     return cache.entry(f"go-{spec.name}", name, spec.what, spec.seconds, make)
 
 
@@ -206,5 +219,5 @@ def tidy(cache: Cache) -> None:
     """Renew the go.sum files for what each go.mod asks for."""
     go = toolchain(cache)
     env = _environment(go, str(cache.root / "go/modules"), str(cache.root / "go/objects"))
-    for module in sorted({spec.module for spec in (*BUILDS, *CLUSTER_BUILDS)}):
+    for module in sorted({spec.module for spec in (*BUILDS, *CLUSTER_BUILDS, *CONFORMANCE_BUILDS)}):
         run([str(go / "bin/go"), "-C", str(HERE / "go" / module), "mod", "tidy"], hint=HINT, env=env)

@@ -41,16 +41,24 @@ class Cluster:
     """A control plane, and the nodes that `add` starts. As a context manager it is started, and killed at the end.
 
     name: unique among the user's clusters; its files go by it. image: what the nodes boot, by default what rootfs
-    builds. certificate_seconds: how long the certificates live that are signed for nodes.
+    builds. certificate_seconds: how long the certificates live that are signed for nodes. images: a folder of more
+    archives that its registry serves.
     """
 
-    def __init__(self, name: str = "cluster", image: Bootable | None = None, certificate_seconds: int = 86400) -> None:
+    def __init__(
+        self,
+        name: str = "cluster",
+        image: Bootable | None = None,
+        certificate_seconds: int = 86400,
+        images: Path | None = None,
+    ) -> None:
         self.name = checked_name(name)
         self.folder = disks.cache() / "clusters" / name
         self.machines: dict[str, Machine] = {}
         self._image = image
         self._stack = contextlib.ExitStack()
         self._certificate_seconds = certificate_seconds
+        self._images = [images] if images else []
         self.control_plane: ControlPlane
         self.registry: Registry
 
@@ -70,7 +78,7 @@ class Cluster:
         disks.make_folder(self.folder)
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         try:
-            self.registry = Registry(images)
+            self.registry = Registry(images, *self._images)
             self._stack.callback(self.registry.close)
             self.control_plane = ControlPlane(programs, self.folder, self._dial, self._certificate_seconds)
             self._stack.callback(self.control_plane.stop)

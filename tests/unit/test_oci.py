@@ -25,10 +25,16 @@ else:
 
 IMAGE = oci.Image(
     "initd.local/web:1",
-    {"/web": oci.File(b"\x7fELF", 0o755), "/www/sub/index": oci.File(b"hello")},
+    {
+        "/web": oci.File(b"\x7fELF", 0o755),
+        "/www/sub/index": oci.File(b"hello"),
+        "/bin/web": oci.Link("/web"),
+        "/tmp": oci.Directory(0o1777),
+    },
     ("/web",),
     ("serve", "80"),
     {"B": "2", "A": "1"},
+    user="1234",
 )
 
 
@@ -69,14 +75,18 @@ def test_the_archive_says_what_runs_and_under_which_name() -> None:
     }
     config = archive.config["config"]
     assert (config["Entrypoint"], config["Cmd"], config["Env"]) == (["/web"], ["serve", "80"], ["A=1", "B=2"])
+    assert config["User"] == "1234"
     assert (archive.config["os"], archive.config["architecture"]) == ("linux", "amd64")
 
 
 def test_the_layer_holds_files_with_modes_and_their_directories() -> None:
     layer = Archive(oci.archive(IMAGE)).layer
     entries = {entry.name: entry for entry in layer.getmembers()}
-    assert list(entries) == ["web", "www", "www/sub", "www/sub/index"], "a directory comes before what is in it"
+    expected = ["bin", "bin/web", "tmp", "web", "www", "www/sub", "www/sub/index"]
+    assert list(entries) == expected, "a directory comes before what is in it"
     assert entries["web"].mode == 0o755
+    assert (entries["bin/web"].issym(), entries["bin/web"].linkname) == (True, "/web")
+    assert (entries["tmp"].isdir(), entries["tmp"].mode) == (True, 0o1777)
     assert entries["www"].isdir()
     assert cast("Any", layer.extractfile("www/sub/index")).read() == b"hello"
     assert {(entry.uid, entry.gid, entry.mtime) for entry in entries.values()} == {(0, 0, 0)}
