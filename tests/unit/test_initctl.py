@@ -40,7 +40,7 @@ def make_vm(runtime: Path) -> None:
         ("version", "kernel:  6.12"),
         (
             "status",
-            "node-1  10.0.2.15  running  not ready  up 34 s  configuration from fw_cfg  identity persistent\n  ! kubelet: not healthy yet",
+            "running  not ready  up 34 s  configuration from fw_cfg  identity persistent\n  ! kubelet: not healthy yet",
         ),
         ("services", "containerd  running"),
         ("service restart kubelet", "restarting"),
