@@ -14,7 +14,7 @@ from structlog import get_logger
 
 from initd import native
 from initd.api.protocol import ApiError, Code
-from initd.devices import aliases, buttons
+from initd.devices import aliases, buttons, uevents
 from initd.devices.disks import disks
 from initd.devices.uevents import Uevent, Uevents, UeventsLostError
 from initd.files import readable
@@ -55,13 +55,12 @@ class Devices:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        # Before the walk: what appears during it must not be missed, nor what woke this process.
-        self._uevents = Uevents(kept=link.kept.pop(0) if link.kept else None)
+        self._uevents = Uevents()  # before the walk: what appears during it must not be missed
         self._tried: set[str] = set()
         self._buttons: dict[int, str] = {}
         self._ready = select.epoll()
         self._ready.register(self._uevents, select.EPOLLIN)
-        while link.kept:
+        while len(link.kept) > 1:
             fd = link.kept.pop()
             self._watch(fd, os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
 
@@ -80,7 +79,9 @@ class Devices:
         """Coldplug, then take uevents and presses as they come, for ever."""
         self._watch_buttons()
         await self._take_presses()
-        await self._take_uevents()
+        while self._link.kept:
+            for event in uevents.kept(self._link.kept.pop()):
+                await self._take(event)
         await self._coldplug()
         while True:
             await readable(self._ready.fileno())

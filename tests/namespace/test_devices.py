@@ -266,4 +266,4 @@ def test_what_an_earlier_process_left_unread_is_told(device: Path) -> None:
         (event,) = (event for event in uevents.pending() if event.devpath in str(device))
     assert isinstance(told, Notification)
     fields = ("action", "subsystem", "devpath", "devname")
-    assert told.params == [{field: getattr(event, field) for field in fields}]
+    assert told.params == [{field: getattr(event, field) for field in fields}], "the same as pyudev would say"

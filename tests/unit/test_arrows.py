@@ -13,7 +13,7 @@ WORKERS = ("network", "devices", "containers")
 # What is shared between processes: types and messages, without PID 1's state.
 SHARED = tuple(f"initd.{name}" for name in ["api.protocol", "api.types", "bpf", "config", "files", "native", "worker"])
 NEVER_IN_PID1 = frozenset(
-    ("ctypes", "google", "grpclib", "multiprocessing", "pyroute2", "ssl", "subprocess", "threading")
+    ("ctypes", "google", "grpclib", "multiprocessing", "pyroute2", "pyudev", "ssl", "subprocess", "threading")
 )
 # Each costs milliseconds natively and tenths of a second on an emulated machine, before containerd is started.
 NEVER_BEFORE_CONTAINERD = NEVER_IN_PID1 | {
