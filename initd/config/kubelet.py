@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Measured: README, Measurements.
 _SYSTEM: Final = 128 * MIB  # initd with its workers, and the kernel's own, besides /var
 _RUNTIME: Final = 224 * MIB  # containerd and kubelet
-_SHIM: Final = 8 * MIB  # a pod's, for as many pods as maxPods, but no more than 1 in 128 MiB of memory
+_SHIM: Final = 9 * MIB  # a pod's, for as many pods as maxPods, but no more than 1 in 128 MiB of memory
 _PODS: Final = 110
 # The kubelet does not start if reservations leave nothing, eviction's 100Mi included.
 _LEAST_FOR_PODS: Final = 128 * MIB

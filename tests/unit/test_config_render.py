@@ -84,10 +84,10 @@ def test_the_kubelet_and_the_services_agree() -> None:
 @pytest.mark.parametrize(
     ("size", "memory", "system", "runtime"),
     [
-        ("50%", 2 * GIB, "1152Mi", "352Mi"),  # half of it for /var and 128 Mi; 224 Mi, and 8 Mi for each of 16 shims
-        ("1Gi", 4 * GIB, "1152Mi", "480Mi"),
-        ("1Gi", 64 * GIB, "1152Mi", "1104Mi"),  # 110 shims
-        ("90%", 1 * GIB, "508Mi", "288Mi"),  # would leave nothing: gives way
+        ("50%", 2 * GIB, "1152Mi", "368Mi"),  # half of it for /var and 128 Mi; 224 Mi, and 9 Mi for each of 16 shims
+        ("1Gi", 4 * GIB, "1152Mi", "512Mi"),
+        ("1Gi", 64 * GIB, "1152Mi", "1214Mi"),  # 110 shims
+        ("90%", 1 * GIB, "500Mi", "296Mi"),  # would leave nothing: gives way
         ("64Mi", 128 << 20, "0Mi", "0Mi"),
     ],
 )
@@ -103,7 +103,7 @@ def test_var_counts_as_reserved_but_never_keeps_the_kubelet_from_starting(
 
 def test_what_is_reserved_follows_max_pods_and_can_be_said() -> None:
     extra = "[kubelet.config]\nmaxPods = 10\n[kubelet.config.kubeReserved]\ncpu = '1'"
-    assert rendered(extra, 64 * GIB)["kubeReserved"] == {"memory": "304Mi", "cpu": "1", "pid": "220"}
+    assert rendered(extra, 64 * GIB)["kubeReserved"] == {"memory": "314Mi", "cpu": "1", "pid": "220"}
 
 
 def test_fields_of_the_user_are_merged_over_the_defaults() -> None:
