@@ -12,7 +12,7 @@ from initd import native
 from initd.api.protocol import ApiError, Code
 from initd.api.registry import Call, Role, method
 from initd.api.types import FileInfo
-from initd.mounts import TABLE, after_var
+from initd.mounts import TABLE, after_var, on_state
 from initd.native import Resolve
 
 BATCH = 100  # files between two turns of others
@@ -66,7 +66,7 @@ def _open(path: str) -> int:
     if not path.startswith("/") or "\0" in path:
         raise ApiError(Code.INVALID_ARGUMENT, f"files: found path {path!r}, expected an absolute one")
     path = os.path.normpath(path).replace("//", "/")
-    above = [row.target for row in (*TABLE, *after_var()) if f"{path}/".startswith(f"{row.target}/")]
+    above = [row.target for row in (*TABLE, *after_var(), *on_state("")) if f"{path}/".startswith(f"{row.target}/")]
     base = max(above, key=len, default="/")
     try:
         directory = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
