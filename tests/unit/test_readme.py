@@ -9,6 +9,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 import qemu.__main__
 from initd.client import initctl
@@ -119,9 +120,11 @@ def test_paths_exist() -> None:
 
 def test_examples_are_read_by_what_they_are_for() -> None:
     kinds = {kind for kind, _ in BLOCKS}
-    assert {"toml", "python", "console"} <= kinds <= {"toml", "python", "console", "json"}
+    assert {"toml", "python", "console"} <= kinds <= {"toml", "python", "console", "json", "yaml"}
     for kind, block in BLOCKS:
         if kind == "toml":
             parse(block, "README.md")
         elif kind == "python":
             ast.parse(block)
+        elif kind == "yaml":
+            assert all(document["kind"] for document in yaml.safe_load_all(block))
