@@ -9,6 +9,7 @@ import pytest
 
 from qemu.probe import PORT
 from qemu.probe import manifest as probe
+from tests.cluster.work import ECHO, NAMESPACE, Work, controller, shell, spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +19,24 @@ if TYPE_CHECKING:
 
 NAMES = ("node-1", "node-2")
 JOIN = 240.0  # seconds for a node to become Ready on a slow, busy host
+# The kubelet looks at what changed, and at what is short, more often than by default: nobody waits minutes for a test.
+KUBELET: dict[str, Any] = {
+    "syncFrequency": "10s",
+    "evictionHard": {
+        "memory.available": "400Mi",
+        "nodefs.available": "10%",
+        "imagefs.available": "10%",
+        "nodefs.inodesFree": "5%",
+    },
+    "evictionPressureTransitionPeriod": "5s",
+}
 
 
 @pytest.fixture(scope="session")
 def nodes(cluster: Cluster) -> Mapping[str, Machine]:
     """Two Ready nodes by name, each with the probe as a static pod; a test leaves both Ready."""
     for name in NAMES:
-        config = cluster.config(name, static_pods=[probe()], extra="[containerd]\nmetrics_port = 1338\n")
+        config = cluster.config(name, static_pods=[probe()], extra="[containerd]\nmetrics_port = 1338\n", **KUBELET)
         cluster.machine(name, config, forward=(PORT,)).start()
     for name in NAMES:
         cluster.wait_ready(name)
@@ -64,6 +76,42 @@ def says(machine: Machine, pattern: str) -> Callable[[], str | None]:
         return reason if re.search(pattern, reason) else None
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def network(cluster: Cluster, nodes: Mapping[str, Machine]) -> Cluster:
+    """The cluster, once its network is there on every node, with a namespace for the tests' objects."""
+    plane = cluster.control_plane
+
+    def everywhere() -> bool:
+        daemons = plane.api.get("/apis/apps/v1/namespaces/kube-system/daemonsets")["items"]
+        return len(daemons) == 2 and all(each["status"].get("numberReady") == len(nodes) for each in daemons)
+
+    plane.wait("the pods of the cluster's network", everywhere, 120.0)
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default"
+    plane.wait("the namespace's service account", lambda: plane.api.get(account), 30.0)
+    return cluster
+
+
+@pytest.fixture
+def work(network: Cluster) -> Iterator[Work]:
+    """What a test gives the cluster to do; gone after it."""
+    made = Work(network)
+    yield made
+    made.clean()
+
+
+@pytest.fixture(scope="session")
+def clients(network: Cluster) -> Mapping[str, str]:
+    """A pod with a shell on each node, by the node; GET /cgi-bin/who of ECHO says who asks."""
+    work = Work(network)
+    answer = r"#!/bin/sh\necho; echo $REMOTE_ADDR\n"
+    make = f"mkdir -p /www/cgi-bin; printf '{answer}' > /www/cgi-bin/who; chmod +x /www/cgi-bin/who"
+    main = shell("main", f"{make}; exec httpd -f -p 0.0.0.0:{ECHO} -h /www")
+    work.apply(controller("DaemonSet", "client", spec(main)))
+    work.until("daemonsets", "client", "ready", lambda found: found["status"].get("numberReady") == len(NAMES))
+    return {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in work.pods("client")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
