@@ -163,3 +163,9 @@ def test_the_walk_sees_late_imports_apart_from_early_ones() -> None:
     early, late = closure("initd.init", late=False), closure("initd.init", late=True)
     assert {"initd.boot", "initd.services", "initd.config.sources", "enum"} <= early.keys()
     assert {"asyncio", "initd.config.schema", "msgspec", "tomllib"} <= late.keys() - early.keys()
+
+
+def test_the_package_can_be_read_in_an_afternoon() -> None:
+    """Ten thousand lines at most, docstrings and comments included; only the blank ones do not count."""
+    texts = [path.read_text() for path in (ROOT / "initd").rglob("*.py")]
+    assert 5_000 < sum(bool(line.strip()) for text in texts for line in text.splitlines()) <= 10_000
