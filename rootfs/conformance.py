@@ -6,10 +6,13 @@ Names and versions are those of test/utils/image/manifest.go.
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import tarfile
 from typing import TYPE_CHECKING
 
-from native.oci import Directory, Entry, File, Image, Link, write
+from native.oci import Directory, Entry, File, Image, Link, archive, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,23 +43,38 @@ def names(source: Path) -> dict[str, str]:
     return {go: f"{hosts[host]}/{name}:{version}" for go, host, name, version in images}
 
 
+def _registry(image: Image) -> dict[str, Entry]:
+    """The files from which agnhost serves `image` as pause:testing (test/images/agnhost/fakeregistryserver)."""
+    files: dict[str, Entry] = {}
+    with tarfile.open(fileobj=io.BytesIO(archive(image))) as tar:
+        content = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
+    manifest = json.loads(content.pop("index.json"))["manifests"][0]["digest"]
+    for name, data in content.items():
+        if name.startswith("blobs/"):
+            digest = name.rpartition("/")[2]
+            kind = "manifests" if manifest == f"sha256:{digest}" else "blobs"
+            files[f"/var/registry/pause/{kind}/sha256/{digest[:2]}/{digest}/data"] = File(data)
+    return files | {"/var/registry/pause/manifests/testing": File(manifest.encode())}
+
+
 def make_images(folder: Path, source: Path, programs: Path, busybox: Path, tools: Tools) -> None:
     """Write the archives into `folder`: busybox with each of `programs`, and what else those need from `source`."""
     applets = tools.run("/mnt/busybox", "--list-full", binds={"busybox": busybox}).split()
     shell: dict[str, Entry] = {f"/{name}": Link("/bin/busybox") for name in applets}
     shell |= {path: File(text.encode()) for path, text in USERS.items()}
     shell |= {"/bin/busybox": File(busybox, 0o755), "/tmp": Directory(0o1777), "/root": Directory(0o700)}
+    name = names(source)
+    pause = Image(name["Pause"], {"/pause": File(programs / "pause", 0o755)}, ("/pause",))
     porter = source / "test/images/agnhost/porter"
     agnhost: dict[str, Entry] = {
         "/agnhost": File(programs / "agnhost", 0o755),
         "/agnhost-2": Link("agnhost"),
         "/usr/bin/curl": File(CURL.encode(), 0o755),
         "/uploads": Directory(),
+        **_registry(pause),
         **{f"/{name}": File(porter / name) for name in ("localhost.crt", "localhost.key")},
     }
     nnp = {"/usr/local/bin/nnp": File(programs / "nonewprivs", 0o6755)}
-    pause = {"/pause": File(programs / "pause", 0o755)}
-    name = names(source)
     for image in (
         Image(name["Agnhost"], {**shell, **agnhost}, ("/agnhost",), ("pause",), PATH),
         Image(name["AgnhostPrev"], {**shell, **agnhost}, ("/agnhost",), ("pause",), PATH),
@@ -65,6 +83,6 @@ def make_images(folder: Path, source: Path, programs: Path, busybox: Path, tools
         Image(name["Nginx"], shell, ("httpd", "-f"), (), PATH),
         Image(name["NonRoot"], shell, (), ("sh",), PATH, user="1234"),
         Image(name["Nonewprivs"], {**shell, **nnp}, (), ("nnp",), PATH),
-        Image(name["Pause"], pause, ("/pause",)),
+        pause,
     ):
         write(folder / f"{image.name.rpartition('/')[2].replace(':', '-')}.tar", image)
