@@ -147,6 +147,7 @@ def test_a_reboot_drains_with_hooks_and_budgets_and_comes_back(
     assert CORDONED not in node(cluster, "node-1")["metadata"].get("annotations", {})
 
 
+@pytest.mark.cluster
 def test_a_budget_that_cannot_be_met_is_honoured_until_the_deadline(
     cluster: Cluster, nodes: Mapping[str, Machine], applied: Callable[..., None]
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_budget_that_cannot_be_met_is_honoured_until_the_deadline(
     came_back(cluster, machine, "node-1")
 
 
+@pytest.mark.cluster
 def test_a_node_that_a_person_cordoned_stays_cordoned(cluster: Cluster, nodes: Mapping[str, Machine]) -> None:
     machine = nodes["node-2"]
     cluster.kubectl("cordon", "node-2")
@@ -187,6 +189,7 @@ def holder(cluster: Cluster) -> str | None:
     return lease["spec"].get("holderIdentity") or None
 
 
+@pytest.mark.cluster
 def test_coordinated_reboots_need_a_role_and_the_node_says_so(nodes: Mapping[str, Machine]) -> None:
     before = nodes["node-1"].verify()["boot_id"]
     with pytest.raises(ApiError, match=r"may not .*: 403, see the README, Rights") as caught:
@@ -195,6 +198,7 @@ def test_coordinated_reboots_need_a_role_and_the_node_says_so(nodes: Mapping[str
     assert nodes["node-1"].verify()["boot_id"] == before
 
 
+@pytest.mark.cluster
 def test_coordinated_reboots_go_one_at_a_time(
     cluster: Cluster, nodes: Mapping[str, Machine], role: Callable[[], None]
 ) -> None:
@@ -226,6 +230,7 @@ def test_coordinated_reboots_go_one_at_a_time(
     until("nobody holds the Lease", lambda: holder(cluster) is None, 60)
 
 
+@pytest.mark.cluster
 def test_a_node_that_does_not_come_back_keeps_its_lease(
     cluster: Cluster, nodes: Mapping[str, Machine], role: Callable[[], None]
 ) -> None:
