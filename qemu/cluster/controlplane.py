@@ -90,9 +90,9 @@ class ControlPlane:
         self._run("etcd", self._etcd())
         self.start_api()
         self._grant()
-        self._run("kube-controller-manager", self._controller_manager())
+        self._run("kube-controller-manager", self._controller_manager(), again=True)
         kubeconfig = f"--kubeconfig={self.folder}/scheduler.kubeconfig"
-        self._run("kube-scheduler", [kubeconfig, "--leader-elect=false", "--secure-port=0"])
+        self._run("kube-scheduler", [kubeconfig, "--leader-elect=false", "--secure-port=0"], again=True)
         approver = threading.Thread(target=self._approve, name="approver", daemon=True)
         approver.start()
         self._stack.callback(approver.join)
@@ -124,10 +124,13 @@ class ControlPlane:
                     return last
             except (OSError, StatusError) as error:
                 last = error
-            if dead := [name for name, process in self._running.items() if process.status is not None]:
+            if dead := [name for name in ("etcd", "kube-apiserver") if self._ended(name)]:
                 raise HarnessError(f"{what}: {', '.join(dead)} ended", detail=self.logs(dead))
             time.sleep(POLL)
         raise HarnessError(f"{what}: not within {timeout:g} s; last: {last}", detail=self.logs())
+
+    def _ended(self, name: str) -> bool:
+        return name in self._running and self._running[name].status is not None
 
     def logs(self, names: list[str] | None = None) -> str:
         """The end of each program's log."""
@@ -247,13 +250,19 @@ class ControlPlane:
             "--allocate-node-cidrs", f"--cluster-cidr={PODS}", f"--service-cluster-ip-range={SERVICES}",
         ]  # fmt: skip
 
-    def _run(self, name: str, arguments: list[str]) -> None:
+    def _run(self, name: str, arguments: list[str], *, again: bool = False) -> None:
+        """Start a program; `again`: also whenever it ends by itself, as some do while the API server is away."""
         program = self.programs / name
         if not program.exists():
             raise HarnessError(f"{program}: no such program", "build it: python -m rootfs cluster")
-        process = Process([str(program), *arguments], (), self.folder / f"{name}.log", lambda _status: None)
-        process.start()
+
+        def ended(_status: int) -> None:
+            if again and not self._stopping.wait(1.0) and self._running.get(name) is process:
+                self._run(name, arguments, again=True)
+
+        process = Process([str(program), *arguments], (), self.folder / f"{name}.log", ended)
         self._running[name] = process
+        process.start()
 
     def _ready(self) -> bool:
         return self.api.raw("GET", "/readyz") == b"ok"
