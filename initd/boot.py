@@ -289,6 +289,25 @@ def configure_network(node: Node) -> None:
     configure()
 
 
+def start_cluster(node: Node) -> None:
+    """Start the cluster worker, if the node is to join one."""
+    config = node.config.cluster if node.config is not None else None
+    if config is None or node.name is None:
+        raise Skipped("no [cluster] table")
+    wanted = {
+        "kubeconfig": services.KUBELET_BOOTSTRAP,
+        "name": node.name,
+        "boot_id": node.boot_id,
+        "max_unavailable": config.max_unavailable,
+    }
+    worker = node.add_worker("cluster")
+    worker.on("state", node.cluster_changed)
+    worker.on_start = lambda: worker.tell("configure", wanted, node.cluster)
+    worker.start("boot")
+    if node.loop is not None:
+        worker.attach(node.loop)
+
+
 async def import_images(node: Node) -> None:
     """Have the images of the root imported into containerd, beside the boot and not in its way."""
     import asyncio  # noqa: PLC0415 the loop runs now
@@ -394,6 +413,7 @@ PHASES = (
     Phase("network", configure_network, after=("links",), each_life=True),
     Phase("workers", start_workers),
     Phase("filesystems", mount_rest),
+    Phase("cluster", start_cluster, after=("kubelet",), each_life=True),
     Phase("log", start_log, each_life=True),
     Phase("api", serve_api, after=("listen",), each_life=True),
     Phase("devices", settle_devices, after=("workers",), each_life=True),

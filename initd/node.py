@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from initd.api.types import BootPhase, LastBoot, NetworkState, NodeStatus
+    from initd.api.types import BootPhase, ClusterState, LastBoot, NetworkState, NodeStatus, TurnInfo
     from initd.config.schema import Config
     from initd.config.sources import Found
     from initd.services import ServiceSpec
@@ -47,6 +47,8 @@ class Node:
         self.address: str | None = None
         self.identity = "ephemeral"
         self.network: NetworkState | None = None
+        self.cluster: ClusterState | None = None
+        self.turn: TurnInfo | None = None
         self.shutdown: Shutdown | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.on_service_change: Callable[[], None] = lambda: None
@@ -94,6 +96,8 @@ class Node:
             "identity": self.identity,
             "failures": self.failures,
             "shutdown": {"action": end.action, "by": end.by, "seconds_left": end.left()} if end else None,
+            "cluster": self.cluster,
+            "turn": self.turn,
         }
 
     def reasons(self) -> list[str]:
@@ -110,6 +114,8 @@ class Node:
                 reasons.append(f"{service.spec.name}: {service.state.value}")
             elif not service.healthy:
                 reasons.append(f"{service.spec.name}: not healthy yet")
+        if "cluster" in self.workers and (self.cluster is None or not self.cluster["ready"]):
+            reasons.append(f"cluster: {(self.cluster and self.cluster['reason']) or 'not asked yet'}")
         return reasons
 
     def update(self) -> None:
@@ -209,6 +215,18 @@ class Node:
                 kubelet.restart(f"the node has the address {address} now")
         if state["ready"]:
             self.works("network")
+        self.update()
+
+    def cluster_changed(self, said: object) -> None:
+        """Take the cluster worker's view over. Raises ValueError for what is none."""
+        import msgspec  # noqa: PLC0415 imported with the configuration's schema
+
+        from initd.api.types import ClusterState  # noqa: PLC0415
+
+        self.cluster = msgspec.convert(said, ClusterState)
+        told = {key: value for key, value in self.cluster.items() if key != "server"}
+        log.info("cluster", **told)
+        self.events.emit("cluster", **told)
         self.update()
 
     def identify(self, name: str, address: str | None) -> None:

@@ -31,7 +31,7 @@ RESUMED = "PID 1 was resumed"
 # What is kept as it is, all of it plain values: of the node, and of a service.
 NODE = (
     "exec_at", "boot_id", "command_line", "phase", "faults", "boot_phases", "listener", "rescue", "config_error",
-    "name", "address", "identity", "network", "failures", "watchdog", "last_boot",
+    "name", "address", "identity", "network", "failures", "watchdog", "last_boot", "cluster", "turn",
 )  # fmt: skip
 SERVICE = (
     "argv", "healthy", "restarts", "status_text", "last_exit", "watchdog_seconds", "watchdog_at", "trouble_since",
@@ -185,10 +185,12 @@ def adopt(node: Node, state: dict[str, Any]) -> None:
             worker.restart(RESUMED)
             if worker.state in HAS_PROCESS and worker.process is None:
                 worker.lost(f"ended when {RESUMED}")
-    if state["shutdown"] is not None:
-        from initd import shutdown  # noqa: PLC0415 imports asyncio
+    from initd import shutdown  # noqa: PLC0415 imports asyncio
 
+    if state["shutdown"] is not None:
         shutdown.begin(node, shutdown.Shutdown(*state["shutdown"]))
+    elif node.turn is not None:
+        node.spawn_task(lambda: shutdown.wait_for_turn(node), "turn")
 
 
 def _adopt(service: Service, process: tuple[int, int] | None) -> None:

@@ -136,6 +136,7 @@ WORKERS: Mapping[str, tuple[int, frozenset[int]]] = {
     "network": (96 * MIB, frozenset({NET_BIND_SERVICE, NET_ADMIN, NET_RAW})),
     "devices": (64 * MIB, frozenset({NET_ADMIN, SYS_MODULE})),  # a receive buffer over the bound
     "containers": (128 * MIB, frozenset()),
+    "cluster": (96 * MIB, frozenset()),
 }
 
 

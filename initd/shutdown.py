@@ -1,4 +1,4 @@
-"""The end: refuse new work, stop the kubelet, the pods, containerd, everything; unmount, sync, reboot(2).
+"""The end: drain, stop the kubelet, the pods, containerd, everything; unmount, sync, reboot(2).
 
 One total deadline, known at the start. Each step has its share and then escalates, so that none can hold up the next.
 """
@@ -11,6 +11,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from initd import cgroups, log, mounts, native
+from initd.api.protocol import ApiError, Code
 from initd.events import boottime
 from initd.files import read
 from initd.supervise.states import State
@@ -26,6 +27,8 @@ FORCED = 1.5
 SYNC_SECONDS = 3.0
 RESERVE = 8.0  # for what comes after the pods
 POLL = 0.05
+NOT_READY_SECONDS = 5.0
+TURN_SECONDS = 10.0
 KEPT_MOUNTS = {"/", "/proc", "/sys", "/dev", "/run"}
 COMMANDS = {"reboot": native.RebootCommand.RESTART, "shutdown": native.RebootCommand.POWER_OFF}
 
@@ -48,7 +51,7 @@ def request(node: Node, action: str, by: str, *, force: bool = False) -> float:
 
     `force` waits for no one, and decides what it is from now on: after `FORCED` seconds at most reboot(2) is called.
     """
-    seconds = FORCED if force else node.config.node.shutdown_seconds if node.config is not None else DEADLINE
+    seconds = FORCED if force else _seconds(node) + _drain_seconds(node)
     running = node.shutdown
     if running is not None:
         running.deadline = min(running.deadline, boottime() + seconds)
@@ -63,9 +66,68 @@ def request(node: Node, action: str, by: str, *, force: bool = False) -> float:
     return seconds
 
 
+def _seconds(node: Node) -> float:
+    return DEADLINE if node.config is None else node.config.node.shutdown_seconds
+
+
+def _drain_seconds(node: Node) -> float:
+    cluster = node.config.cluster if node.config is not None and "cluster" in node.workers else None
+    return cluster.drain_seconds if cluster is not None else 0
+
+
+async def coordinate(node: Node, by: str) -> float | None:
+    """Reboot when it is this node's turn to be down: at once, or, if that is None, later, beside the loop.
+
+    Raises ApiError FAILED_PRECONDITION for a node without a cluster, PERMISSION_DENIED for one that may take no turn.
+    """
+    if "cluster" not in node.workers:
+        raise ApiError(Code.FAILED_PRECONDITION, "this node joins no cluster: there is nobody to wait for")
+    held = await _held(node)
+    if not held or node.shutdown is not None:
+        return request(node, "reboot", by)
+    if node.turn is None:
+        _waits(node, by, held)
+        node.spawn_task(lambda: wait_for_turn(node), "turn")
+    return None
+
+
+async def wait_for_turn(node: Node) -> None:
+    """Reboot as soon as it may; until a shutdown begins that waits for nobody."""
+    while (turn := node.turn) is not None:
+        await asyncio.sleep(TURN_SECONDS)
+        try:
+            held = await _held(node)
+        except ApiError as error:
+            held = error.message
+        if node.turn is not turn:
+            continue
+        if not held:
+            request(node, "reboot", turn["by"])
+        elif held != turn["waits_for"]:
+            _waits(node, turn["by"], held)
+
+
+async def _held(node: Node) -> str:
+    """Take a turn; what it waits for, if there is none to be had. Raises ApiError PERMISSION_DENIED."""
+    cluster = node.config.cluster if node.config is not None else None
+    try:
+        holders = await node.workers["cluster"].call("take_turn", cluster.max_unavailable if cluster is not None else 1)
+    except ApiError as error:
+        if error.code is Code.PERMISSION_DENIED:
+            raise
+        return error.message
+    return ", ".join(holders)
+
+
+def _waits(node: Node, by: str, held: str) -> None:
+    node.turn = {"by": by, "waits_for": held}
+    log.info("a reboot waits for its turn", **node.turn)
+    node.events.emit("turn", **node.turn)
+
+
 def begin(node: Node, shutdown: Shutdown) -> None:
     """Go through the steps, beside the loop."""
-    node.shutdown = shutdown
+    node.shutdown, node.turn = shutdown, None
     if node.loop is not None:
         # First of all: whatever the steps do or fail to do, the end comes.
         _watch_deadline(node, shutdown)
@@ -101,11 +163,40 @@ async def _wait(done: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+async def drain(node: Node, shutdown: Shutdown) -> None:
+    """Have the node cordoned and its pods evicted, while the kubelet lives: it heeds budgets and runs preStop hooks."""
+    seconds = min(shutdown.left() - _seconds(node), _drain_seconds(node))
+    if seconds < 1 or node.cluster is None or not node.cluster["joined"]:
+        return
+    call = asyncio.ensure_future(node.workers["cluster"].call("drain", seconds, timeout=seconds + 1))
+    # A request that comes meanwhile may have no time for this.
+    await _wait(lambda: call.done() or shutdown.left() < _seconds(node) - 2, seconds + 2)
+    call.cancel()
+    try:
+        result = await call
+    except (ApiError, asyncio.CancelledError) as error:
+        log.warning("not drained", reason=str(error) or "no time")
+        return
+    write = log.warning if result["left"] else log.info
+    write("drained", **result)
+    node.events.emit("drain", **result)
+
+
 async def stop_kubelet(node: Node, shutdown: Shutdown) -> None:
     """Stop every service but containerd, which the pods still need."""
     for service in list(node.services.values()):
         if service.spec.name != "containerd":
             await _stop(service, shutdown.left() / 3)
+
+
+async def not_ready(node: Node, shutdown: Shutdown) -> None:
+    """Say to the cluster that the node is not ready, now that its kubelet is gone."""
+    if node.cluster is not None and node.cluster["joined"]:
+        seconds = min(shutdown.left() / 4, NOT_READY_SECONDS)
+        try:
+            await node.workers["cluster"].call("not_ready", f"{shutdown.action} of the node", timeout=seconds)
+        except ApiError as error:
+            log.warning("the cluster does not know that the node is not ready", reason=error.message)
 
 
 async def end_pods(node: Node, shutdown: Shutdown) -> None:
@@ -157,7 +248,7 @@ async def unmount(_node: Node, shutdown: Shutdown) -> None:
     await _in_child(_unmount_all, min(shutdown.left(), SYNC_SECONDS))
 
 
-STEPS = (stop_kubelet, end_pods, stop_services, end_all, sync, unmount)
+STEPS = (drain, stop_kubelet, not_ready, end_pods, stop_services, end_all, sync, unmount)
 
 
 async def _in_child(work: Callable[[], None], seconds: float) -> None:

@@ -71,14 +71,14 @@ class Link:
         """There was something to do: not a moment to rest."""
         self._busy = True
 
-    async def serve(self, rest: Callable[[], Rest | None] = lambda: Rest(None, [])) -> None:
+    async def serve(self, rest: Callable[[], Rest | None] = lambda: Rest(None, []), quiet: float | None = None) -> None:
         """Answer PID 1 until it closes its end, requests side by side. Raises ProtocolError if it talks nonsense.
 
-        After QUIET_SECONDS without work `rest` says on what terms the worker may end, or None if it must stay.
+        After `quiet` or QUIET_SECONDS without work `rest` says on what terms the worker may end; None: it must stay.
         """
         loop = asyncio.get_running_loop()
         decoder = Decoder()
-        resting = asyncio.create_task(self._rest(rest))
+        resting = asyncio.create_task(self._rest(rest, quiet or QUIET_SECONDS))
         try:
             with suppress(ConnectionError):  # PID 1 may close with something unread: an end like any other
                 while data := await loop.sock_recv(self._socket, _READ_SIZE):
@@ -92,9 +92,9 @@ class Link:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._socket.close()
 
-    async def _rest(self, rest: Callable[[], Rest | None]) -> None:
+    async def _rest(self, rest: Callable[[], Rest | None], quiet: float) -> None:
         while True:
-            await asyncio.sleep(QUIET_SECONDS)
+            await asyncio.sleep(quiet)
             if not self._busy and not self._running and (terms := rest()) is not None:
                 frame = encode(Notification("idle", [self._received, *terms]))  # too short to go in parts
                 with suppress(OSError):  # PID 1 does not read now: the offer is made again

@@ -23,11 +23,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "images": (),
     "resumed": (),
     "shutdown": ("action", "by"),
+    "cluster": (),
+    "drain": (),
+    "turn": (),
 }
 
 # What a kind must also say for the short form to mean what it seems to: a network event that says "not ready" is not
 # "the network came".
-_IMPLIED: dict[str, dict[str, object]] = {"network": {"ready": True}}
+_IMPLIED: dict[str, dict[str, object]] = {"network": {"ready": True}, "cluster": {"ready": True}}
 
 
 def condition(text: str) -> Condition:

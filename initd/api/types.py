@@ -26,7 +26,8 @@ class Event(TypedDict, total=False):
     service: name, state, reason, and previous, pid of a new state or healthy of a change of liveness;
     node: phase, ready, reasons; network: ready, address, reasons; identity: name, address;
     device: action, subsystem, devpath, devname; images: images (imported); resumed: cause (what PID 1 died of);
-    shutdown: action, by, deadline_seconds
+    shutdown: action, by, deadline_seconds; cluster: joined, ready, cordoned, reason;
+    drain: evicted (how many pods), left (those that were not, and why); turn: by, waits_for
     """
 
     seq: int
@@ -43,9 +44,29 @@ class ShutdownInfo(TypedDict):
     seconds_left: float
 
 
+class ClusterState(TypedDict):
+    """How the node stands in its cluster: `joined` if its certificate is accepted and it is registered, `ready` if
+    it is Ready; `reason` is why not, or what it may not do.
+    """
+
+    server: str
+    joined: bool
+    ready: bool
+    cordoned: bool
+    reason: str | None
+
+
+class TurnInfo(TypedDict):
+    """A reboot that waits until few enough others are down: who asked for it, and what it waits for."""
+
+    by: str
+    waits_for: str
+
+
 class NodeStatus(TypedDict):
     """The node in one answer: `phase` is booting, running, maintenance, stopping or rescue; `identity` is persistent,
-    or ephemeral and why; `failures` is what PID 1 died of in this boot, and was resumed after.
+    or ephemeral and why; `failures` is what PID 1 died of in this boot, and was resumed after; `cluster` is null for a
+    node that joins none.
     """
 
     name: str | None
@@ -59,6 +80,8 @@ class NodeStatus(TypedDict):
     identity: str
     failures: list[str]
     shutdown: ShutdownInfo | None
+    cluster: ClusterState | None
+    turn: TurnInfo | None
 
 
 class LastBoot(TypedDict):

@@ -43,9 +43,10 @@ class Command(NamedTuple):
     listed: bool = False
 
 
-_SERVICES = ("containerd", "kubelet", "network", "devices", "containers")
+_SERVICES = ("containerd", "kubelet", "network", "devices", "containers", "cluster")
 _FOLLOW = Argument("follow", "go on with what comes", default=False, short="f")
 _FORCE = Argument("force", "wait for no service and no pod", default=False)
+_COORDINATED = Argument("coordinated", "wait until few enough nodes of the cluster are down", default=False)
 
 COMMANDS = (
     Command("version", "versions of initd, kernel and image", "version", view=views.fields),
@@ -93,7 +94,7 @@ COMMANDS = (
     Command("schema", "the API's methods, with JSON Schema of their parameters", "schema"),
     Command("boot-times", "the boot's phases as bars, with the critical path", "boot.times", view=views.boot_times),
     Command("last-boot", "why the boot before this one ended", "boot.last", view=views.last_boot),
-    Command("reboot", "restart the machine", "reboot", (_FORCE,), views.ending),
+    Command("reboot", "restart the machine", "reboot", (_FORCE, _COORDINATED), views.ending),
     Command("shutdown", "power the machine off", "shutdown", (_FORCE,), views.ending),
 )  # fmt: skip
 

@@ -82,10 +82,23 @@ def status(value: types.NodeStatus, style: Style) -> str:
         f"configuration from {clean(value['config_source'] or 'nowhere yet')}",
         f"identity {clean(value.get('identity', 'unknown')).partition(':')[0]}",  # why, is among the reasons
     ]
-    # An older node, and rescue, know of neither identity nor failures.
+    # An older node, and rescue, know of neither identity nor failures, nor of a cluster.
     failures = [f"PID 1 failed and was resumed: {text.splitlines()[-1]}" for text in value.get("failures", ()) if text]
     notes = [f"  {style.paint('!', 'yellow')} {clean(note)}" for note in [*value["reasons"], *failures]]
-    return "\n".join(["  ".join(parts), *notes])
+    return "\n".join(["  ".join(parts), *_cluster(value, style), *notes])
+
+
+def _cluster(value: types.NodeStatus, style: Style) -> list[str]:
+    lines = []
+    if state := value.get("cluster"):
+        joined = style.state("Ready" if state["ready"] else "NotReady") if state["joined"] else "not joined"
+        cordoned = [style.paint("cordoned", "yellow")] if state["cordoned"] else []
+        # Why it is not ready is a reason of the node's.
+        note = [style.paint(clean(state["reason"]), "yellow")] if state["ready"] and state["reason"] else []
+        lines.append("  ".join(["  cluster", clean(state["server"]), joined, *cordoned, *note]))
+    if turn := value.get("turn"):
+        lines.append(f"  reboot, asked for by {clean(turn['by'])}, waits: {clean(turn['waits_for'])}")
+    return lines
 
 
 def last_boot(value: types.LastBoot, _style: Style) -> str:
@@ -105,7 +118,9 @@ def plain(value: object, _: Style) -> str:
     return to_json(value)
 
 
-def ending(value: float, _: Style) -> str:
+def ending(value: float | None, _: Style) -> str:
+    if value is None:
+        return "the node reboots when its turn has come: see `initctl status`; `initctl reboot` does not wait for it"
     return f"the node stops within {duration(value)}"
 
 

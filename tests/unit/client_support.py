@@ -57,6 +57,8 @@ STATUS: types.NodeStatus = {
     "config_source": "fw_cfg",
     "identity": "persistent",
     "failures": [],
+    "cluster": None,
+    "turn": None,
     "shutdown": None,
 }
 SERVICES: list[types.ServiceStatus] = [
@@ -217,8 +219,6 @@ ANSWERS: dict[str, Any] = {
             },
         ],
     },
-    "reboot": 30.0,
-    "shutdown": 90.0,
 }
 
 
@@ -232,8 +232,6 @@ class FakeNode:
 
     def table(self) -> dict[str, Method]:
         table = {name: Method(name, Role.READER, self._answer(name, answer)) for name, answer in ANSWERS.items()}
-        for name in ("reboot", "shutdown"):
-            table[name] = Method(name, Role.ADMIN, self._forced(name))
 
         async def restart(_call: Call, name: str) -> bool:
             self.calls.append(("service.restart", name))
@@ -277,20 +275,28 @@ class FakeNode:
             "mounts": Method("mounts", Role.READER, mounts),
             "processes": Method("processes", Role.READER, processes),
             "never": Method("never", Role.READER, never),
+            **self._ends(),
         }
         return table
+
+    def _ends(self) -> dict[str, Method]:
+        async def reboot(_call: Call, force: bool = False, coordinated: bool = False) -> float | None:
+            self.calls.append(("reboot", force, coordinated))
+            return None if coordinated else 30.0
+
+        async def shutdown(_call: Call, force: bool = False) -> float:
+            self.calls.append(("shutdown", force))
+            return 90.0
+
+        return {
+            "reboot": Method("reboot", Role.ADMIN, reboot),
+            "shutdown": Method("shutdown", Role.ADMIN, shutdown),
+        }
 
     def _answer(self, name: str, answer: Any) -> Any:
         async def method(_call: Call) -> Any:
             self.calls.append((name,))
             return answer
-
-        return method
-
-    def _forced(self, name: str) -> Any:
-        async def method(_call: Call, force: bool = False) -> Any:
-            self.calls.append((name, force))
-            return ANSWERS[name]
 
         return method
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WORKERS = ("network", "devices", "containers")
+WORKERS = ("network", "devices", "containers", "cluster")
 # What is shared between processes: types and messages, without PID 1's state.
 SHARED = tuple(f"initd.{name}" for name in ["api.protocol", "api.types", "bpf", "config", "files", "native", "worker"])
 NEVER_IN_PID1 = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from initd.client import views
 from initd.client.output import Style, clean, duration, size, table, to_json, to_yaml
 from initd.supervise.states import State
-from tests.unit.client_support import ANSWERS, EVENTS
+from tests.unit.client_support import ANSWERS, EVENTS, STATUS
 
 if TYPE_CHECKING:
     from initd.api import types
@@ -130,6 +130,30 @@ def test_events_are_lines() -> None:
     assert views.event({**EVENTS[0], "status": "failed", "waited_for": "x", "error": "no disk"}, PLAIN).endswith(
         "mounts: failed, 12 ms, waited for x: no disk"
     )
+
+
+def test_the_cluster_is_shown_below_the_node() -> None:
+    node: types.NodeStatus = {**STATUS, "ready": True, "reasons": []}
+    state: types.ClusterState = {
+        "server": "https://10.0.2.2:6443",
+        "joined": True,
+        "ready": True,
+        "cordoned": False,
+        "reason": None,
+    }
+
+    def lines(**fields: Any) -> list[str]:
+        return views.status({**node, "cluster": cast("Any", {**state, **fields})}, PLAIN).splitlines()[1:]
+
+    assert lines() == ["  cluster  https://10.0.2.2:6443  Ready"]
+    assert lines(cordoned=True, reason="may not: 403") == [
+        "  cluster  https://10.0.2.2:6443  Ready  cordoned  may not: 403"
+    ]
+    assert lines(ready=False, reason="away") == ["  cluster  https://10.0.2.2:6443  NotReady"]
+    assert lines(joined=False, ready=False) == ["  cluster  https://10.0.2.2:6443  not joined"]
+    waits = {**node, "turn": {"by": "uid 0", "waits_for": "initd-reboot-0 is held by node-2"}}
+    text = views.status(cast("types.NodeStatus", waits), PLAIN)
+    assert text.endswith("\n  reboot, asked for by uid 0, waits: initd-reboot-0 is held by node-2")
 
 
 def test_a_service_that_fails_is_shown_with_its_last_lines() -> None:

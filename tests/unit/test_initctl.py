@@ -58,6 +58,7 @@ def make_vm(runtime: Path) -> None:
         ("boot-times", "critical path: mounts > var"),
         ("last-boot", "the last boot's end: panic\nKernel panic - not syncing: sysrq"),
         ("reboot --force", "within 30 s"),
+        ("reboot --coordinated", "the node reboots when its turn has come: see `initctl status`"),
         ("shutdown", "within 1 min 30 s"),
         ("call status", '"name": "node-1"'),
         ("call events 3 false", '"seq": 4'),
@@ -75,7 +76,7 @@ def test_options_reach_the_node_and_are_taken_before_and_after_the_command(node:
     assert main(["--socket", node.path, "logs", "-f", "kubelet", "--tail", "7"]) == 0
     assert main(["reboot", "--force", "--url", f"unix://{node.path}"]) == 0
     assert main(["shutdown", "--socket", node.path]) == 0
-    assert node.calls == [("logs", "kubelet", 7, True), ("reboot", True), ("shutdown", False)]
+    assert node.calls == [("logs", "kubelet", 7, True), ("reboot", True, False), ("shutdown", False)]
 
 
 SIMPLE = [command for command in COMMANDS if not command.streaming and not command.arguments]

@@ -17,6 +17,7 @@ from initd.supervise import process
 from initd.supervise import service as supervised
 from initd.supervise.process import Process
 from initd.supervise.states import State
+from tests.unit.cluster_support import kubeconfig
 from tests.unit.core_support import World, states
 
 if TYPE_CHECKING:
@@ -85,6 +86,21 @@ def test_the_next_life_is_as_the_last(checkpoint: int, monkeypatch: pytest.Monke
     assert service.process is not None
     pid = service.process.pid
     assert state["services"]["containerd"]["process"] == (pid, 1000 + pid)
+
+
+def test_a_reboot_that_waits_for_its_turn_goes_on_waiting(checkpoint: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, node = lived(monkeypatch)
+    node.turn = {"by": "the test", "waits_for": "initd-reboot-0 is held by node-2"}
+    node.cluster = {"server": "https://x", "joined": True, "ready": True, "cordoned": False, "reason": None}
+    resume.save(node, 0, checkpoint)
+    _, again = lived(monkeypatch)
+    again.failures = ["SIGSEGV"]
+    state = resume.restore(again)
+    assert (again.turn, again.cluster) == (node.turn, node.cluster)
+    began: list[str] = []
+    monkeypatch.setattr(again, "spawn_task", lambda _work, name: began.append(name))
+    resume.adopt(again, state)
+    assert began == ["turn"]
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -216,12 +232,13 @@ def early(node: Node, until: str, *, after: bool) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("until", [phase.name for phase in boot.PHASES[6:16]])
+@pytest.mark.parametrize("until", [phase.name for phase in boot.PHASES[6:18]])
 def test_a_fault_between_any_two_phases_starts_nothing_twice(
     checkpoint: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, until: str, after: bool
 ) -> None:
     link = '[[network.interfaces]]\nname = "eth0"\naddresses = ["192.0.2.10/24"]\n'
-    text = f'[node]\nname = "n"\naddress = "192.0.2.10"\n{link}'
+    cluster = f"[cluster]\nbootstrap_kubeconfig = '{kubeconfig()}'\n"
+    text = f'[node]\nname = "n"\naddress = "192.0.2.10"\n{link}{cluster}'
     monkeypatch.setattr(services, "SERVICES", (RUNTIME, services.KUBELET._replace(notify=False)))
     for name in ("CONTAINERD", "KUBELET"):
         monkeypatch.setattr(services, name, getattr(services, name)._replace(notify=False))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from initd import cgroups, log, native, shutdown
+from initd.api.protocol import ApiError, Code
 from initd.node import Node
 from initd.supervise.states import State
 
@@ -107,6 +109,153 @@ def test_everything_ends_in_order(machine: Machine) -> None:
     assert machine.node.phase == "stopping"
     told = [event for event in machine.node.events.since(0) if event["kind"] == "shutdown"]
     assert cast("Any", told[0])["deadline_seconds"] == shutdown.DEADLINE
+
+
+class Cluster(FakeService):
+    """A cluster worker; `answers` gives, or raises, what each of its methods answers."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__("cluster", machine.did)
+        self.answers: dict[str, Callable[..., Any]] = {
+            "drain": lambda _seconds: {"evicted": 2, "left": []},
+            "not_ready": lambda _reason: None,
+        }
+        self.asked = asyncio.Event()
+        machine.node.workers["cluster"] = cast("Any", self)
+        machine.node.config = cast("Any", SimpleNamespace(
+            node=SimpleNamespace(shutdown_seconds=30.0),
+            cluster=SimpleNamespace(drain_seconds=60.0, max_unavailable=2),
+        ))  # fmt: skip
+        machine.node.cluster = {
+            "server": "https://10.0.2.2", "joined": True, "ready": True, "cordoned": False, "reason": None
+        }  # fmt: skip
+
+    async def call(self, method: str, *params: object, timeout: float = 30.0) -> Any:
+        (param,) = params
+        self.did.append(f"{method} {param if isinstance(param, str) else round(cast('float', param))} in {timeout:.1f}")
+        self.asked.set()
+        if method not in self.answers:
+            await asyncio.Event().wait()
+        return self.answers[method](*params)
+
+
+def test_a_node_of_a_cluster_is_drained_while_its_kubelet_lives(machine: Machine) -> None:
+    Cluster(machine)
+    did = machine.run(reboot)
+    assert did[:4] == ["drain 60 in 61.0", "stop kubelet", "not_ready reboot of the node in 5.0", "kill kubepods"]
+    (told, drained) = [event for event in machine.node.events.since(0) if event["kind"] in {"shutdown", "drain"}]
+    assert cast("Any", told)["deadline_seconds"] == 90
+    assert cast("Any", drained)["evicted"] == 2
+
+
+@pytest.mark.parametrize("failure", [ApiError(Code.PERMISSION_DENIED, "may not: 403"), KeyError("left")])
+def test_a_drain_that_fails_is_said_and_the_rest_follows(machine: Machine, failure: Exception) -> None:
+    def fail(_what: object) -> None:
+        raise failure
+
+    Cluster(machine).answers = {"drain": fail, "not_ready": fail}
+    assert machine.run(reboot)[-3:] == ["sync", "_unmount_all", "RESTART"]
+
+
+def test_a_node_that_never_joined_is_not_drained(machine: Machine) -> None:
+    Cluster(machine)
+    assert machine.node.cluster is not None
+    machine.node.cluster["joined"] = False
+    assert machine.run(reboot)[0] == "stop kubelet"
+
+
+def test_force_ends_a_drain_and_leaves_time_for_the_rest(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutdown, "FORCED", 5.0)
+    cluster = Cluster(machine)
+    del cluster.answers["drain"]
+
+    async def whole() -> None:
+        machine.node.loop = asyncio.get_running_loop()
+        reboot(machine.node)
+        async with asyncio.timeout(10):
+            await cluster.asked.wait()
+            shutdown.request(machine.node, "reboot", by="the test", force=True)
+            await machine.off.wait()
+
+    asyncio.run(whole())
+    assert machine.did[1:3] == ["stop kubelet", "not_ready reboot of the node in 1.2"]
+    assert "_unmount_all" in machine.did
+
+
+# Turns.
+
+
+def coordinated(machine: Machine, *requests: Callable[[Node], object]) -> list[object]:
+    """Ask for a coordinated reboot, then make the requests; what the first gave, and then the reasons to wait."""
+    given: list[object] = []
+
+    async def whole() -> None:
+        machine.node.loop = asyncio.get_running_loop()
+        given.append(await shutdown.coordinate(machine.node, by="the test"))
+        for request in requests:
+            await asyncio.sleep(0)
+            request(machine.node)
+        async with asyncio.timeout(10):
+            await machine.off.wait()
+
+    asyncio.run(whole())
+    told = [cast("Any", event) for event in machine.node.events.since(0) if event["kind"] == "turn"]
+    return given + [event["waits_for"] for event in told]
+
+
+def test_a_turn_that_is_free_is_taken_at_once(machine: Machine) -> None:
+    Cluster(machine).answers["take_turn"] = lambda count: [] if count == 2 else ["?"]
+    assert coordinated(machine) == [90.0]
+    assert machine.did[-1] == "RESTART"
+
+
+def test_a_turn_is_waited_for_whatever_happens(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(code: Code) -> Any:
+        raise ApiError(code, "away")
+
+    monkeypatch.setattr(shutdown, "TURN_SECONDS", 0.0)
+    answers: list[Callable[[], Any]] = [
+        lambda: ["0 is held by node-2", "1 is held by node-3"],
+        lambda: ["0 is held by node-2", "1 is held by node-3"],
+        lambda: fail(Code.UNAVAILABLE),
+        lambda: fail(Code.PERMISSION_DENIED),
+        lambda: dict[str, Any]()["what?"],
+        list,
+    ]
+    Cluster(machine).answers["take_turn"] = lambda _count: answers.pop(0)()
+    seen: list[object] = []
+    found = coordinated(machine, lambda node: seen.append((node.turn, node.status()["turn"], node.phase)))
+    assert found == [None, "0 is held by node-2, 1 is held by node-3", "away"]
+    turn = {"by": "the test", "waits_for": "0 is held by node-2, 1 is held by node-3"}
+    assert seen == [(turn, turn, "booting")], "the node goes on"
+    assert machine.did[-1] == "RESTART"
+    assert machine.node.turn is None
+
+
+def test_a_second_request_waits_with_the_first_and_one_without_a_turn_does_not(machine: Machine) -> None:
+    Cluster(machine).answers["take_turn"] = lambda _count: ["0 is held by node-2"]
+    second: list[float | None] = []
+
+    async def ask_again(node: Node) -> None:
+        second.append(await shutdown.coordinate(node, by="another"))
+        reboot(node)
+
+    found = coordinated(machine, lambda node: node.spawn_task(ask_again(node), "again"))
+    assert (found, second) == ([None, "0 is held by node-2"], [None])
+    assert machine.node.shutdown is not None
+    assert (machine.node.shutdown.by, machine.node.turn) == ("the test", None)
+
+
+def test_who_may_take_no_turn_is_told_at_once(machine: Machine) -> None:
+    def fail(_count: int) -> None:
+        raise ApiError(Code.PERMISSION_DENIED, "may not hold Leases for a reboot: 403")
+
+    with pytest.raises(ApiError, match="this node joins no cluster"):
+        coordinated(machine)
+    Cluster(machine).answers["take_turn"] = fail
+    with pytest.raises(ApiError, match="may not hold Leases"):
+        coordinated(machine)
+    assert (machine.node.turn, machine.node.shutdown) == (None, None)
 
 
 def test_a_service_that_does_not_stop_is_killed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,13 @@ def _request(call: Call, action: str, *, force: bool) -> float:
 
 
 @method("reboot", Role.ADMIN)
-async def reboot(call: Call, force: bool = False) -> float:
-    """Stop everything in order and restart the machine; returns the seconds it may take. `force` waits for no one."""
+async def reboot(call: Call, force: bool = False, coordinated: bool = False) -> float | None:
+    """Stop everything in order and restart the machine; returns the seconds it may take. `force` waits for no one.
+
+    `coordinated`: only when few enough nodes of the cluster are down; null: it waits for that, see `status`.
+    """
+    if coordinated and not force and call.node.shutdown is None:
+        return await shutdown.coordinate(call.node, by=f"API, {call.peer.text}")
     return _request(call, "reboot", force=force)
 
 

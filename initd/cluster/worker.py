@@ -1,0 +1,157 @@
+"""The cluster worker: says how this node stands in its cluster, and asks of the API server what leaving takes.
+
+It uses the kubelet's own client certificate. Until the kubelet has one, it asks with the bootstrap kubeconfig's
+credentials, only to say why there is none.
+"""
+
+import asyncio
+import os
+from contextlib import closing
+from typing import Any
+
+import structlog
+
+from initd.api.protocol import ApiError, Code
+from initd.api.types import ClusterState
+from initd.cluster import drain, joining, turn
+from initd.cluster.objects import Condition
+from initd.cluster.server import Server
+from initd.worker import Link, Rest
+
+CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"  # and its key; the kubelet renews it
+QUIET_SECONDS = 1.0
+SOON, LATER, RESTED = 1.0, 10.0, 60.0  # seconds between two looks: while not ready, from - to; then
+log = structlog.get_logger()
+
+
+class Cluster:
+    """The node in its cluster."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._config: dict[str, Any] = {}
+        self._told: ClusterState | None = None
+        self._asked = asyncio.Event()
+        self._settled = False
+        self._leaving = False  # and asked for more soon
+        link.handle("configure", self.configure)
+        link.handle("drain", self.drain)
+        link.handle("not_ready", self.not_ready)
+        link.handle("take_turn", self.take_turn)
+
+    async def configure(self, config: dict[str, Any], told: ClusterState | None = None) -> None:
+        """Take the configuration: name, boot_id, max_unavailable (Leases), kubeconfig (the path of the one for
+        bootstrap); and what PID 1 has been told by an earlier process.
+        """
+        self._config, self._told = {**config, **joining.read(config["kubeconfig"])}, told
+        self._asked.set()
+
+    async def drain(self, seconds: float) -> drain.Drained:
+        self._leaving = True
+        with closing(self._server()) as server:
+            return await drain.drain(server, self._config["name"], self._config["boot_id"], seconds)
+
+    async def not_ready(self, reason: str) -> None:
+        with closing(self._server()) as server:
+            await drain.not_ready(server, self._config["name"], reason)
+
+    async def take_turn(self, count: int) -> list[str]:
+        with closing(self._server()) as server:
+            return await turn.take(server, self._config["name"], self._config["boot_id"], count)
+
+    def rest(self) -> Rest | None:
+        return Rest(RESTED, []) if self._settled and not self._leaving else None
+
+    async def watch(self) -> None:
+        """Look, say what changed, and look again: often until the node is ready, then seldom."""
+        await self._asked.wait()
+        delay = SOON
+        while True:
+            self._settled = False
+            try:
+                state = await self.look()
+            except Exception as error:  # whatever was wrong with an answer: the next may be better
+                log.exception("cluster not understood")
+                state = self._state(joined=False, reason=f"{type(error).__name__}: {error}")
+            if state != self._told:
+                self._told = state
+                await self._link.notify("state", state)
+            self._settled = state["ready"]
+            delay = RESTED if state["ready"] else min(delay * 1.5, LATER) if delay < RESTED else SOON
+            await asyncio.sleep(delay)
+
+    async def look(self) -> ClusterState:
+        """How the node stands now, and, if that is not ready, why; raises nothing that is foreseen."""
+        refused = ""
+        if os.path.exists(CERTIFICATE):
+            try:
+                with closing(self._server()) as server:
+                    return await self._stand(server)
+            except ApiError as error:
+                if error.code is not Code.UNAUTHENTICATED:
+                    return self._state(joined=True, reason=error.message)
+                refused = f"{error.message}; "
+        try:
+            return self._state(joined=False, reason=refused + await self._why_not_joined())
+        except ApiError as error:
+            return self._state(joined=False, reason=refused + error.message)
+
+    async def _stand(self, server: Server) -> ClusterState:
+        name, boot_id = self._config["name"], self._config["boot_id"]
+        try:
+            node = await server.request("get the node", "GET", f"/api/v1/nodes/{name}")
+        except ApiError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            return self._state(joined=False, reason=f"node {name} is not registered yet")
+        ready = next((item for item in node.status.conditions if item.type == "Ready"), Condition("Ready"))
+        cordoned = node.spec.unschedulable
+        if node.status.node_info.get("bootID") != boot_id:
+            return self._state(cordoned=cordoned, reason="node NotReady: the kubelet has not reported since this boot")
+        if ready.status != "True":
+            why = ready.message or ready.reason or f"status {ready.status or 'missing'}"
+            return self._state(cordoned=cordoned, reason=f"node NotReady: {why}"[:500])
+        reason = None
+        try:
+            if node.metadata.annotations.get(drain.CORDONED, boot_id) != boot_id:
+                await drain.set_cordoned(server, name, None)
+                cordoned = False
+            if self._told is None or not self._told["ready"]:
+                await self._give_back(server)
+        except ApiError as error:
+            reason = error.message
+        return self._state(ready=True, cordoned=cordoned, reason=reason)
+
+    async def _give_back(self, server: Server) -> None:
+        try:
+            await turn.give_back(server, self._config["name"], self._config["boot_id"], self._config["max_unavailable"])
+        except ApiError as error:
+            if error.code is not Code.PERMISSION_DENIED:  # else this node can hold none
+                raise
+
+    async def _why_not_joined(self) -> str:
+        if not self._config.get("token") and not self._config.get("certificate"):
+            return "no client certificate, and the bootstrap kubeconfig has no credentials to ask for one"
+        with closing(Server(self._config)) as server:
+            return await joining.why_not(server, self._config["name"])
+
+    def _server(self) -> Server:
+        """The API server as this node. Raises ApiError."""
+        if not self._config:
+            raise ApiError(Code.FAILED_PRECONDITION, "not configured yet")
+        return Server(self._config, CERTIFICATE)
+
+    def _state(
+        self, *, joined: bool = True, ready: bool = False, cordoned: bool = False, reason: str | None = None
+    ) -> ClusterState:
+        server = self._config["server"]
+        return {"server": server, "joined": joined, "ready": ready, "cordoned": cordoned, "reason": reason}
+
+
+async def serve(link: Link) -> None:
+    """Run until PID 1 closes its end."""
+    cluster = Cluster(link)
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(cluster.watch())
+        await link.serve(cluster.rest, QUIET_SECONDS)
+        watching.cancel()
