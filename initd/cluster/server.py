@@ -115,12 +115,9 @@ class Server:
                 return
         raise ApiError(Code.INTERNAL, f"{what}: more than {PAGES} pages")
 
-    async def _ask(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, again: bool = True
-    ) -> tuple[int, bytes]:
+    async def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
         kept, self._kept = self._kept, None
         connection = kept or http.client.HTTPSConnection(self._host, self._port, timeout=SECONDS, context=self._tls)
-
         line: socket.socket | None = None
 
         def exchange() -> tuple[int, bytes]:
@@ -143,8 +140,8 @@ class Server:
             if line is not None:
                 with suppress(OSError):
                     line.shutdown(socket.SHUT_RDWR)  # so that the thread ends
-            if isinstance(error, ConnectionError) and kept and again:  # the server has closed it meanwhile
-                return await self._ask(method, path, body, headers, again=False)
+            if isinstance(error, ConnectionError) and kept:  # the server has closed it meanwhile
+                return await self._ask(method, path, body, headers)
             if isinstance(error, OSError | http.client.HTTPException | ValueError):
                 raise self._error(Code.UNAVAILABLE, _words(error)) from None
             raise
@@ -161,7 +158,7 @@ class Server:
 def _words(error: Exception) -> str:
     match error:
         case ssl.SSLCertVerificationError(verify_code=code, verify_message=message):
-            now = f"; the time here is {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC"
+            now = time.strftime("; the time here is %Y-%m-%d, %H h UTC", time.gmtime())  # no news each second
             return f"certificate verify failed: {message}{now if code in _WRONG_TIME else ''}"
         case ssl.SSLError(reason=reason):
             return f"TLS: {reason or error}"
