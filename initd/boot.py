@@ -17,6 +17,7 @@ from initd.node import Node, write_first_etc
 from initd.phases import Phase, Skipped
 
 SETTLE_SECONDS = 60.0
+TIME_SECONDS = 10.0
 STATE_SECONDS = 10.0
 DEVICE_FIELD = 256  # characters of a device's path that an event keeps
 IMPORT_SECONDS = 120.0
@@ -192,23 +193,35 @@ def identify(node: Node) -> Coroutine[Any, Any, None] | None:
 
 
 async def _identify_from_lease(node: Node, name: str | None, address: str | None) -> None:
-    import asyncio  # noqa: PLC0415 the loop runs now
-    import contextlib  # noqa: PLC0415
-
     wait = node.config.network.timeout if node.config is not None else 0
-    try:
-        async with asyncio.timeout(wait), contextlib.aclosing(node.events.follow()) as events:
-            async for event in events:
-                if event["kind"] == "network" and node.network is not None and node.network["address"]:
-                    break
-    except TimeoutError:
-        log.warning("no address yet; the boot goes on", waited_seconds=wait)
+    await _wait_for(node, "network", "address", wait)
     lease = node.network or {"hostname": None, "address": None}
     node.identify(name or lease["hostname"] or _machine_name(), address or lease["address"])
 
 
+async def _wait_for(node: Node, kind: str, key: str, seconds: float) -> None:
+    """Wait for an event of that kind in which this key has a value; without one the boot goes on."""
+    import asyncio  # noqa: PLC0415 the loop runs now
+    import contextlib  # noqa: PLC0415
+
+    try:
+        async with asyncio.timeout(seconds), contextlib.aclosing(node.events.follow()) as events:
+            async for event in events:
+                if event["kind"] == kind and event.get(key):
+                    break
+    except TimeoutError:
+        log.warning(f"{kind}: no {key} yet; the boot goes on", waited_seconds=seconds)
+
+
 def _machine_name() -> str:
     return f"initd-{machine_id()[:8]}"
+
+
+def wait_for_time(node: Node) -> Coroutine[Any, Any, None] | None:
+    """Wait for a time server's first answer, if there is one to ask, or go on with the clock as it is."""
+    configured = node.config.network.ntp if node.config is not None else ()
+    known = configured or (node.network["ntp"] if node.network is not None else ())
+    return _wait_for(node, "time", "server", TIME_SECONDS) if known else None
 
 
 def start_kubelet(node: Node) -> None:
@@ -282,9 +295,10 @@ def configure_network(node: Node) -> None:
     wanted = msgspec.to_builtins(node.config.network if node.config is not None else NetworkConfig())
 
     def configure() -> None:
-        worker.tell("configure", wanted, node.network["lease"] if node.network is not None else None)
+        worker.tell("configure", wanted, node.network["lease"] if node.network is not None else None, node.clock)
 
     worker.on("state", node.network_changed)
+    worker.on("time", node.time_changed)
     worker.on_start = configure
     configure()
 
@@ -408,7 +422,8 @@ PHASES = (
     Phase("config", judge_configuration, fatal=True, each_life=True),
     Phase("sysctl", set_parameters),
     Phase("identity", identify, after=("config",)),
-    Phase("kubelet", start_kubelet, after=("identity", "sysctl", "containerd")),
+    Phase("time", wait_for_time, after=("identity",)),
+    Phase("kubelet", start_kubelet, after=("identity", "time", "sysctl", "containerd")),
     Phase("links", start_network),
     Phase("network", configure_network, after=("links",), each_life=True),
     Phase("workers", start_workers),

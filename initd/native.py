@@ -264,6 +264,11 @@ def openat2(dirfd: int, path: str, flags: int, resolve: Resolve) -> int:
     return _checked(lib.initd_openat2(dirfd, _text("path", path), flags, 0, int(resolve)), "openat2", path)
 
 
+def adjtime(seconds: float) -> None:
+    """Have the clock gain so many seconds by running a little faster or slower, by 500 in a million."""
+    _checked(lib.initd_adjtime(round(seconds * 1e6)), "adjtime")
+
+
 def finit_module(path: str, params: str = "") -> None:
     """Load one module file; the kernel itself unpacks .ko.xz, .ko.zst and .ko.gz if it can.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from initd import log, mounts, native, services
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from initd.api.types import BootPhase, ClusterState, LastBoot, NetworkState, NodeStatus, TurnInfo
+    from initd.api.types import BootPhase, ClusterState, LastBoot, NetworkState, NodeStatus, TimeState, TurnInfo
     from initd.config.schema import Config
     from initd.config.sources import Found
     from initd.services import ServiceSpec
     from initd.shutdown import Shutdown
     from initd.supervise.workers import Worker
+
+
+STEP_SECONDS = 0.5  # a clock that is off by more is set at once, one by less runs faster or slower for a while
+EARLIEST, LATEST = 1_735_689_600, 4_102_444_800  # 2025 and 2100
 
 
 class Node:
@@ -49,6 +54,7 @@ class Node:
         self.network: NetworkState | None = None
         self.cluster: ClusterState | None = None
         self.turn: TurnInfo | None = None
+        self.clock: TimeState | None = None
         self.shutdown: Shutdown | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.on_service_change: Callable[[], None] = lambda: None
@@ -94,6 +100,7 @@ class Node:
             "uptime_seconds": boottime(),
             "config_source": self.found.source if self.found else None,
             "identity": self.identity,
+            "time": self._time(),
             "failures": self.failures,
             "shutdown": {"action": end.action, "by": end.by, "seconds_left": end.left()} if end else None,
             "cluster": self.cluster,
@@ -228,6 +235,37 @@ class Node:
         log.info("cluster", **told)
         self.events.emit("cluster", **told)
         self.update()
+
+    def time_changed(self, said: object) -> None:
+        """Set the clock by what the network worker heard of the time. Raises ValueError for what is no time at all."""
+        import msgspec  # noqa: PLC0415 as above
+
+        from initd.api.types import TimeState  # noqa: PLC0415
+
+        state = msgspec.convert(said, TimeState)
+        offset, set_seconds = state["offset"], None
+        if offset is not None and not EARLIEST <= time.time() + offset < LATEST:
+            raise ValueError(f"found a time {offset:g} s from now, expected one of this century")
+        before, self.clock = self.clock, state
+        try:
+            if offset is not None and abs(offset) > STEP_SECONDS:
+                time.clock_settime(time.CLOCK_REALTIME, time.time() + offset)
+                set_seconds = round(offset, 3)
+            elif offset is not None:
+                native.adjtime(offset)
+        except OSError as error:
+            log.error("clock not set", error=str(error))
+        if set_seconds is not None or before is None or before["server"] != state["server"]:
+            fields = {"server": state["server"], "reason": state["reason"], "set_seconds": set_seconds}
+            log.info("time", **fields)
+            self.events.emit("time", **fields)
+
+    def _time(self) -> str:
+        if self.network is None or not self.network["ntp"]:
+            return "not asked"
+        if self.clock is None or self.clock["server"] is None:
+            return f"not synchronized: {self.clock['reason'] if self.clock else 'no answer yet'}"
+        return f"synchronized from {self.clock['server']}"
 
     def identify(self, name: str, address: str | None) -> None:
         """Take name and address for this boot: into the kernel, hosts, hostname."""

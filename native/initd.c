@@ -7,6 +7,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 int initd_pivot_root(const char *new_root, const char *put_old) {
@@ -24,6 +25,10 @@ int initd_finit_module(int fd, const char *parameters, int flags) {
 
 int initd_pidfd_getfd(int pidfd, int fd) {
     return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+}
+
+int initd_adjtime(long microseconds) {
+    return adjtime(&(struct timeval){.tv_sec = microseconds / 1000000, .tv_usec = microseconds % 1000000}, NULL);
 }
 
 /* Blocks the signals, so that they are only ever read, and returns a non-blocking descriptor for them. */

@@ -67,6 +67,7 @@ int initd_pivot_root(const char *new_root, const char *put_old);
 int initd_openat2(int directory, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 int initd_finit_module(int fd, const char *parameters, int flags);
 int initd_pidfd_getfd(int pidfd, int fd);
+int initd_adjtime(long microseconds);
 int initd_signalfd(const int *signals, size_t count);
 int initd_prctl(int option, unsigned long value);
 

@@ -229,11 +229,11 @@ static bool respond(struct rescue *rescue, int fd, const struct client *client, 
         rpc_pack(&answer, "nf", 0.0);
     else if (rpc_is(request, "status")) {
         outlook(rescue, "reboots", when, sizeof when);
-        rpc_pack(&answer, "nm" "ss" "sn" "ss", 13, "name", rescue->system.nodename, "address", "phase", "rescue");
+        rpc_pack(&answer, "nm" "ss" "sn" "ss", 14, "name", rescue->system.nodename, "address", "phase", "rescue");
         rpc_pack(&answer, "sb" "sass", "ready", "reasons", 2, rescue->reason, when);
         rpc_pack(&answer, "ss" "sf", "boot_id", rescue->boot_id, "uptime_seconds", (double)milliseconds() / SECOND);
         rpc_pack(&answer, "sn" "ss" "sa" "sn", "config_source", "identity", "unknown", "failures", 0, "shutdown");
-        rpc_pack(&answer, "sn" "sn", "cluster", "turn");
+        rpc_pack(&answer, "ss" "sn" "sn", "time", "not asked", "cluster", "turn");
     } else if (rpc_is(request, "version")) {
         rpc_pack(&answer, "nm" "ss" "ss", 5, "version", "rescue", "kernel", rescue->system.release);
         rpc_pack(&answer, "ss" "ss" "sn", "python", "none", "boot_id", rescue->boot_id, "image");

@@ -26,6 +26,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "cluster": (),
     "drain": (),
     "turn": (),
+    "time": ("server",),
 }
 
 # What a kind must also say for the short form to mean what it seems to: a network event that says "not ready" is not

@@ -27,7 +27,8 @@ class Event(TypedDict, total=False):
     node: phase, ready, reasons; network: ready, address, reasons; identity: name, address;
     device: action, subsystem, devpath, devname; images: images (imported); resumed: cause (what PID 1 died of);
     shutdown: action, by, deadline_seconds; cluster: joined, ready, cordoned, reason;
-    drain: evicted (how many pods), left (those that were not, and why); turn: by, waits_for
+    drain: evicted (how many pods), left (those that were not, and why); turn: by, waits_for;
+    time: server, reason, set_seconds (how far the clock was set, or null)
     """
 
     seq: int
@@ -65,8 +66,8 @@ class TurnInfo(TypedDict):
 
 class NodeStatus(TypedDict):
     """The node in one answer: `phase` is booting, running, maintenance, stopping or rescue; `identity` is persistent,
-    or ephemeral and why; `failures` is what PID 1 died of in this boot, and was resumed after; `cluster` is null for a
-    node that joins none.
+    or ephemeral and why; `time` is "synchronized from SERVER", "not synchronized: REASON" or "not asked"; `failures` is
+    what PID 1 died of in this boot, and was resumed after; `cluster` is null for a node that joins none.
     """
 
     name: str | None
@@ -78,6 +79,7 @@ class NodeStatus(TypedDict):
     uptime_seconds: float
     config_source: str | None
     identity: str
+    time: str
     failures: list[str]
     shutdown: ShutdownInfo | None
     cluster: ClusterState | None
@@ -202,6 +204,19 @@ class NetworkState(TypedDict):
     dns: list[str]
     ntp: list[str]
     lease: dict[str, Any] | None
+
+
+class TimeState(TypedDict):
+    """What the network worker heard of the time last: by how many seconds the clock is behind the server's, or why that
+    is not known; when, in seconds since boot, it asks again, how long that is after the last time, and whom no more.
+    """
+
+    server: str | None
+    offset: float | None
+    reason: str | None
+    due: float
+    wait: float
+    denied: list[str]
 
 
 class DiskInfo(TypedDict):

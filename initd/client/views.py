@@ -81,8 +81,9 @@ def status(value: types.NodeStatus, style: Style) -> str:
         f"up {duration(value['uptime_seconds'])}",
         f"configuration from {clean(value['config_source'] or 'nowhere yet')}",
         f"identity {clean(value.get('identity', 'unknown')).partition(':')[0]}",  # why, is among the reasons
+        f"time {clean(value.get('time', 'unknown'))}",
     ]
-    # An older node, and rescue, know of neither identity nor failures, nor of a cluster.
+    # An older node, and rescue, know of neither identity, time nor failures, nor of a cluster.
     failures = [f"PID 1 failed and was resumed: {text.splitlines()[-1]}" for text in value.get("failures", ()) if text]
     notes = [f"  {style.paint('!', 'yellow')} {clean(note)}" for note in [*value["reasons"], *failures]]
     return "\n".join(["  ".join(parts), *_cluster(value, style), *notes])

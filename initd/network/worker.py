@@ -7,16 +7,18 @@ import asyncio
 import os
 import socket
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import structlog
 
-from initd.api.types import NetworkState
+from initd.api.types import NetworkState, TimeState
 from initd.network import monitor
 from initd.network.lease import Lease
 from initd.network.managed import Managed, link_info
 from initd.network.netlink import LOOPBACK, Netlink, boottime
 from initd.network.plan import Interface, Link
+from initd.network.sntp import Clock
 from initd.worker import Link as Connection
 from initd.worker import Rest
 
@@ -37,6 +39,7 @@ class Network:
         self._managed: dict[int, Managed] = {}
         self._interfaces = _DEFAULT
         self._config: dict[str, Any] = {}
+        self.clock = Clock()
         asyncio.get_running_loop().add_reader(self._monitor, self._read)
 
     def close(self) -> None:
@@ -47,11 +50,14 @@ class Network:
         self._monitor.close()
         self._netlink.close()
 
-    async def configure(self, config: dict[str, Any], lease: dict[str, Any] | None = None) -> bool:
+    async def configure(
+        self, config: dict[str, Any], lease: dict[str, Any] | None = None, clock: TimeState | None = None
+    ) -> bool:
         """Take a (new) configuration. A lease from an earlier process is asked for again instead of a new one; there is
-        nothing to ask if that process rested and no link has changed since.
+        nothing to ask if that process rested and no link has changed since. So it is with what that knew of the time.
         """
         self._config = config
+        self.clock.state = clock or self.clock.state
         self._interfaces = [Interface(**table) for table in config.get("interfaces", ())] or _DEFAULT
         for index, managed in list(self._managed.items()):
             if self._interface_of(managed.link) != managed.interface:
@@ -98,9 +104,10 @@ class Network:
     def rest(self) -> Rest | None:
         """PID 1 hears what the kernel has to say of our links; it can hand one lease back, so more keep us here."""
         clients = [managed.client for managed in self._managed.values() if managed.client]
-        if not self._managed or any(c.listening for c in clients) or sum(c.lease is not None for c in clients) > 1:
+        busy = self.clock.asking or any(client.listening for client in clients)
+        if not self._managed or busy or sum(client.lease is not None for client in clients) > 1:
             return None
-        deadlines = [client.deadline for client in clients if client.deadline is not None]
+        deadlines = [at for at in (self.clock.due, *(client.deadline for client in clients)) if at is not None]
         wake_after = max(0.0, min(deadlines) - boottime()) if deadlines else None
         return Rest(wake_after, [self._monitor.fileno()])
 
@@ -149,6 +156,7 @@ async def _publish(network: Network, connection: Connection) -> None:
         await network.changed.wait()
         network.changed.clear()
         state = network.summary()
+        network.clock.use(state["ntp"])
         if state != told:
             told = state
             await connection.notify("state", state)
@@ -167,6 +175,10 @@ async def serve(link: Connection) -> None:
         link.handle("configure", network.configure)
         link.handle("state", network.state)
         async with asyncio.TaskGroup() as group:
-            publishing = group.create_task(_publish(network, link))
+            tasks = [
+                group.create_task(_publish(network, link)),
+                group.create_task(network.clock.run(partial(link.notify, "time"))),
+            ]
             await link.serve(network.rest)
-            publishing.cancel()
+            for task in tasks:
+                task.cancel()

@@ -123,6 +123,7 @@ class Worker:
         self._inbox: list[Any] = []
         self._calls = 0
         self.state: dict[str, Any] = {}
+        self.times: list[dict[str, Any]] = []  # heard, and not asked for yet
 
     def _receive(self, end: float) -> Any:
         while not self._inbox:
@@ -131,9 +132,12 @@ class Worker:
             assert data, "the worker closed its link"
             self._inbox += self._decoder.feed(data)
         message = self._inbox.pop(0)
-        if isinstance(message, Notification) and message.method == "state":
-            state: Any = message.params[0]
-            self.state = state
+        if isinstance(message, Notification) and message.method in ("state", "time"):
+            said: Any = message.params[0]
+            if message.method == "state":
+                self.state = said
+            else:
+                self.times.append(said)
         return message
 
     def call(self, method: str, *params: object) -> Any:
@@ -157,6 +161,13 @@ class Worker:
                 raise AssertionError(f"the state stayed {self.state}") from None
         return self.state
 
+    def heard_of_time(self) -> dict[str, Any]:
+        """What the worker heard of the time next."""
+        end = time.monotonic() + DEADLINE
+        while not self.times:
+            self._receive(end)
+        return self.times.pop(0)
+
     def rested(self, meanwhile: Callable[[], object] = lambda: None) -> tuple[float | None, int]:
         """Wait until the worker offers to end, and end it after what happens meanwhile. Returns in how many seconds it
         wants to be back, and what wakes it.
@@ -178,9 +189,15 @@ class Worker:
                 assert wake_after is None or isinstance(wake_after, float)
                 return wake_after, descriptor
 
-    def configure(self, *interfaces: dict[str, Any], lease: dict[str, Any] | None = None, **rest: object) -> None:
+    def configure(
+        self,
+        *interfaces: dict[str, Any],
+        lease: dict[str, Any] | None = None,
+        clock: dict[str, Any] | None = None,
+        **rest: object,
+    ) -> None:
         """Give the worker its configuration."""
-        self.call("configure", {"interfaces": list(interfaces), **rest}, lease)
+        self.call("configure", {"interfaces": list(interfaces), **rest}, lease, clock)
 
     def wakeups(self) -> int:
         """How often the worker has gone to sleep by itself."""

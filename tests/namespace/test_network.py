@@ -327,3 +327,55 @@ def test_worker_is_small(lan: Lan) -> None:
         assert library not in loaded
     with open(f"/proc/{worker.pid}/status") as status:
         assert "Threads:\t1\n" in status.read()
+
+
+def test_time_is_asked_of_the_leases_server_and_told_as_an_offset(lan: Lan) -> None:
+    lan.plug()
+    server = lan.script("sntp_server.py", "good", "86400")
+    server.until("ready")
+    lan.dnsmasq(*LEASE, "--dhcp-option=option:ntp-server,10.5.0.1")
+    worker = lan.worker()
+    worker.configure(DHCP)
+    told = worker.heard_of_time()
+    assert (told["server"], told["reason"], told["wait"]) == ("10.5.0.1", None, 256)
+    assert told["offset"] == pytest.approx(86400, abs=0.5)
+    server.until("asked")
+    assert not server.are_there(), "once is enough"
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [
+        ("silent", "10.5.0.1: no answer for 2 s"),
+        ("lying", "10.5.0.1: an answer to another question"),
+        ("kiss", "10.5.0.1: kiss-o'-death 'DENY'"),
+        (None, "10.5.0.1: [Errno 111] Connection refused"),
+    ],
+)
+def test_a_time_server_that_gives_no_time(lan: Lan, how: str | None, problem: str) -> None:
+    lan.plug()
+    server = lan.script("sntp_server.py", how, "0") if how else None
+    if server:
+        server.until("ready")
+    worker = lan.worker()
+    worker.configure({"name": "eth0", "addresses": ["10.5.0.20/24"]}, ntp=["10.5.0.1"])
+    told = worker.heard_of_time()
+    assert (told["server"], told["offset"], told["reason"], told["wait"]) == (None, None, problem, 1)
+    assert worker.heard_of_time()["reason"] == ("no server wants to be asked" if how == "kiss" else problem)
+
+
+def test_a_worker_that_rests_is_back_when_the_time_is_to_be_asked_again(lan: Lan) -> None:
+    lan.plug()
+    lan.script("sntp_server.py", "good", "0").until("ready")
+    worker = lan.worker(0.05)
+    worker.configure({"name": "eth0", "addresses": ["10.5.0.20/24"]}, ntp=["10.5.0.1"])
+    told = worker.heard_of_time()
+    wake_after, kept = worker.rested()
+    assert wake_after == pytest.approx(256, abs=30)
+    successor = lan.worker(0.05, kept)
+    successor.configure({"name": "eth0", "addresses": ["10.5.0.20/24"]}, ntp=["10.5.0.1"], clock=told)
+    again, kept = successor.rested()
+    os.close(kept)
+    assert again is not None
+    assert again == pytest.approx(wake_after, abs=30)
+    assert successor.times == [], "nothing was asked"

@@ -56,6 +56,7 @@ STATUS: types.NodeStatus = {
     "uptime_seconds": 34.0,
     "config_source": "fw_cfg",
     "identity": "persistent",
+    "time": "synchronized from 192.0.2.123",
     "failures": [],
     "cluster": None,
     "turn": None,

@@ -9,6 +9,8 @@ import pytest
 
 from initd import boot, watchdog
 from initd.boot import PHASES
+from initd.config.schema import parse
+from initd.events import EventLog
 from initd.node import Node
 from initd.phases import Phase, Sequence, Skipped
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from initd.api.types import BootPhase
+    from initd.api.types import BootPhase, NetworkState
 
 
 def run(*phases: Phase, node: Node | None = None) -> tuple[Node, dict[str, BootPhase]]:
@@ -165,6 +167,32 @@ def test_the_real_list_names_what_stands_above() -> None:
     assert names.index("containerd") < names.index("config") < names.index("kubelet")
     assert names.index("listen") < names.index("config"), "a node with a bad configuration can be asked why"
     assert {phase.name for phase in PHASES if phase.fatal} == {"mounts", "cgroups", "var", "config"}
+
+
+@pytest.mark.parametrize("configured", [True, False], ids=["configuration", "lease"])
+def test_the_boot_waits_for_the_time_only_where_it_can_be_asked(
+    monkeypatch: pytest.MonkeyPatch, *, configured: bool
+) -> None:
+    node = Node()
+    node.config = parse("", "test")
+    assert boot.wait_for_time(node) is None
+    if configured:
+        node.config = parse('[network]\nntp = ["192.0.2.123"]', "test")
+    else:
+        node.network = cast("NetworkState", {"ntp": ["192.0.2.123"]})
+
+    async def whole() -> None:
+        waiting = asyncio.ensure_future(boot.wait_for_time(node) or asyncio.sleep(0))
+        for server in (None, "192.0.2.123"):
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            node.events.emit("time", server=server)
+        await asyncio.wait_for(waiting, 5)
+        node.events = EventLog()
+        monkeypatch.setattr(boot, "TIME_SECONDS", 0.01)
+        await asyncio.wait_for(boot.wait_for_time(node) or asyncio.sleep(9), 5)
+
+    asyncio.run(whole())
 
 
 @pytest.mark.parametrize("error", ["fw_cfg: node.name: expected text", None])

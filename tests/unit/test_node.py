@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -218,6 +219,74 @@ def test_a_bad_view_of_the_network_does_not_replace_a_good_one(etc: Path, said: 
         node.network_changed(said)
     assert node.network == network()
     assert (etc / "resolv.conf").read_text() == "nameserver 192.0.2.53\n"
+
+
+def heard(**changes: object) -> dict[str, Any]:
+    """What the network worker says of the time."""
+    good = {"server": "192.0.2.123", "offset": 0.1, "reason": None, "due": 99.0, "wait": 256.0, "denied": []}
+    return {**good, **changes}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """What is done to the clock, which says 1 January 2001."""
+    done: list[tuple[str, float]] = []
+    monkeypatch.setattr(time, "time", lambda: 978_307_200.0)
+    monkeypatch.setattr(time, "clock_settime", lambda _clock, seconds: done.append(("set", seconds)))
+    monkeypatch.setattr(native, "adjtime", lambda seconds: done.append(("adjust", seconds)))
+    return done
+
+
+@pytest.mark.usefixtures("etc")
+def test_a_clock_that_is_far_off_is_set_and_one_that_is_not_runs_faster(
+    clock: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, years = Node(), 820_000_000.0
+    assert node.status()["time"] == "not asked"
+    node.network_changed(network(ntp=["192.0.2.123"]))
+    assert node.status()["time"] == "not synchronized: no answer yet"
+    node.time_changed(heard(server=None, offset=None, reason="192.0.2.123: no answer for 2 s"))
+    assert node.status()["time"] == "not synchronized: 192.0.2.123: no answer for 2 s"
+    node.time_changed(heard(offset=years))
+    assert node.status()["time"] == "synchronized from 192.0.2.123"
+    monkeypatch.setattr(time, "time", lambda: 978_307_200.0 + years)
+    node.time_changed(heard(offset=-0.4))
+    assert clock == [("set", 978_307_200.0 + years), ("adjust", -0.4)]
+    told: list[Any] = [event for event in node.events.since(0) if event["kind"] == "time"]
+    assert [(event["server"], event["set_seconds"]) for event in told] == [(None, None), ("192.0.2.123", years)]
+    node.network_changed(network(ntp=[]))
+    assert node.status()["time"] == "not asked"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        heard(offset=float("nan")),
+        heard(offset=float("inf")),
+        heard(offset=0.0),  # which makes 2001 of it
+        heard(offset=1e10),
+        heard(offset="1"),
+        heard(due=None),
+        {"server": "192.0.2.123"},
+        [],
+    ],
+)
+def test_no_time_at_all_changes_no_clock(clock: list[tuple[str, float]], said: Any) -> None:
+    node = Node()
+    with pytest.raises(ValueError, match=r"expected|Expected|missing"):
+        node.time_changed(said)
+    assert (clock, node.clock) == ([], None)
+
+
+def test_a_clock_that_cannot_be_set_is_no_fault(clock: list[tuple[str, float]], monkeypatch: Any) -> None:
+    def refuse(_clock: int, _seconds: float) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(time, "clock_settime", refuse)
+    node = Node()
+    node.time_changed(heard(offset=820_000_000.0))
+    (told,) = node.events.since(0)
+    assert (told.get("set_seconds"), clock) == (None, [])
 
 
 def test_etc_that_cannot_be_written_is_written_when_it_can_be(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
