@@ -200,7 +200,6 @@ class NetworkState(TypedDict):
     reasons: list[str]
     hostname: str | None
     address: str | None
-    links: list[LinkInfo]
     dns: list[str]
     ntp: list[str]
     lease: dict[str, Any] | None

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from initd.api.types import NetworkState, TimeState
+from initd.api.types import LinkInfo, NetworkState, TimeState
 from initd.network import monitor
 from initd.network.lease import Lease
 from initd.network.managed import Managed, link_info
@@ -70,14 +70,15 @@ class Network:
         self._look(held)
         return True
 
-    async def state(self) -> NetworkState:
-        """The state with every link, those included that are not owned."""
-        items, links = self._netlink.items(), self._netlink.links()
-        shown = [link_info(link, items[link.index], managed=link.index in self._managed) for link in links]
-        return {**self.summary(), "links": shown}
+    async def links(self) -> list[LinkInfo]:
+        """Every link, those included that are not owned."""
+        items = self._netlink.items()
+        return [
+            link_info(link, items[link.index], managed=link.index in self._managed) for link in self._netlink.links()
+        ]
 
-    def summary(self) -> NetworkState:
-        """The state with the owned links only."""
+    def state(self) -> NetworkState:
+        """What came of the configuration."""
         # As the configuration lists them, several for one entry by index.
         places = [_LOOPBACK, *self._interfaces]
         owned = sorted(self._managed.values(), key=lambda item: (places.index(item.interface), item.link.index))
@@ -95,7 +96,6 @@ class Network:
             ],
             "hostname": next((lease.hostname for lease in leases if lease.hostname), None),
             "address": next((managed.address for managed in configured if managed.address), None),
-            "links": [link_info(item.link, item.items, managed=True) for item in owned],
             "dns": self._config.get("dns") or list(dict.fromkeys(server for lease in leases for server in lease.dns)),
             "ntp": self._config.get("ntp") or list(dict.fromkeys(server for lease in leases for server in lease.ntp)),
             "lease": next(({"link": m.link.name, **m.lease._asdict()} for m in configured if m.lease), None),
@@ -155,7 +155,7 @@ async def _publish(network: Network, connection: Connection) -> None:
     while True:
         await network.changed.wait()
         network.changed.clear()
-        state = network.summary()
+        state = network.state()
         network.clock.use(state["ntp"])
         if state != told:
             told = state
@@ -173,7 +173,7 @@ async def serve(link: Connection) -> None:
     asyncio.get_running_loop().set_exception_handler(_fail)
     with closing(Network(link.kept.pop() if link.kept else None)) as network:
         link.handle("configure", network.configure)
-        link.handle("state", network.state)
+        link.handle("links", network.links)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(_publish(network, link)),

@@ -172,7 +172,7 @@ class Worker:
         """Wait until the worker offers to end, and end it after what happens meanwhile. Returns in how many seconds it
         wants to be back, and what wakes it.
         """
-        self.call("state")  # an offer from before that is none any more
+        self.call("links")  # an offer from before that is none any more
         end = time.monotonic() + DEADLINE
         while True:
             message = self._receive(end)

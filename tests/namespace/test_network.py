@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.namespace.network_peers import DEADLINE, LEASE, SHORT, Lan
+from tests.namespace.network_peers import DEADLINE, LEASE, SHORT, Lan, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,8 @@ def ready(state: dict[str, Any]) -> bool:
     return bool(state["ready"])
 
 
-def link(state: dict[str, Any], name: str = "eth0") -> dict[str, Any]:
-    return next(item for item in state["links"] if item["name"] == name)
+def link(worker: Worker, name: str = "eth0") -> dict[str, Any]:
+    return next(item for item in worker.call("links") if item["name"] == name)
 
 
 def test_lease_is_obtained_and_applied(lan: Lan) -> None:
@@ -53,7 +53,7 @@ def test_lease_is_obtained_and_applied(lan: Lan) -> None:
     assert (lease["address"], lease["server"]) == (f"{state['address']}/24", "10.5.0.1")
     assert lease["routes"] == [["0.0.0.0/0", "10.5.0.1"]]
     assert lease["obtained"] < lease["renew"] < lease["rebind"] < lease["expires"] == lease["obtained"] + 120
-    assert (link(state)["mtu"], link(state)["carrier"], link(state)["managed"]) == (1400, True, True)
+    assert (link(worker)["mtu"], link(worker)["carrier"], link(worker)["managed"]) == (1400, True, True)
     assert re.search(rf"inet {state['address']}/24 .*dynamic", lan.node.ip("address", "show", "eth0"))
     assert re.search(r"valid_lft 1(1\d|20)sec", lan.node.ip("address", "show", "eth0"))
     assert f"default via 10.5.0.1 proto 73 src {state['address']}" in lan.node.ip("route", "show", "dev", "eth0")
@@ -209,7 +209,8 @@ def test_what_someone_removes_is_restored(lan: Lan, kind: str) -> None:
         lan.node.ip("route", "del", "default")
         monitor.until("Deleted default")
     monitor.until("default via 10.5.0.1")
-    assert worker.call("state")["ready"]
+    worker.call("links")  # whatever it had to say has been read by now
+    assert worker.state["ready"]
 
 
 def test_static_configuration(lan: Lan) -> None:
@@ -228,8 +229,8 @@ def test_static_configuration(lan: Lan) -> None:
     )
     state = worker.wait(ready)
     assert (state["address"], state["dns"], state["lease"]) == ("10.5.0.20", ["10.5.0.53"], None)
-    assert {"10.5.0.20/24", "2001:db8::20/64"} <= set(link(state)["addresses"])
-    assert link(state)["mtu"] == 1300
+    assert {"10.5.0.20/24", "2001:db8::20/64"} <= set(link(worker)["addresses"])
+    assert link(worker)["mtu"] == 1300
     shown = lan.node.ip("route")
     assert "default via 10.5.0.1 dev eth0" in shown
     assert "198.51.100.0/24 via 10.5.0.9 dev eth0 proto 73 metric 7" in shown
@@ -249,9 +250,8 @@ def test_link_of_others_is_left_alone_and_addresses_of_others_stay(lan: Lan) -> 
     worker.configure({"name": "eth0", "addresses": ["10.5.0.20/24"]})
     worker.wait(ready)
     assert "10.5.0.99/24" in lan.node.ip("address", "show", "dev", "eth0")
-    state = worker.call("state")
-    assert link(state, "cni0")["managed"] is False
-    assert link(state, "cni0")["up"] is False
+    assert link(worker, "cni0")["managed"] is False
+    assert link(worker, "cni0")["up"] is False
 
 
 def test_link_that_appears_late_is_configured(lan: Lan) -> None:
@@ -273,7 +273,8 @@ def test_link_is_found_by_its_hardware_address(lan: Lan) -> None:
     lan.node.ip("link", "set", "anything", "address", "02:00:00:00:00:07")
     worker = lan.worker()
     worker.configure({"mac": "02:00:00:00:00:07", "addresses": ["10.5.0.20/24"]})
-    assert "10.5.0.20/24" in link(worker.wait(ready), "anything")["addresses"]
+    worker.wait(ready)
+    assert "10.5.0.20/24" in link(worker, "anything")["addresses"]
 
 
 def test_links_of_pods_do_not_wake_the_worker(lan: Lan) -> None:
@@ -281,14 +282,14 @@ def test_links_of_pods_do_not_wake_the_worker(lan: Lan) -> None:
     worker = lan.worker()
     worker.configure({"name": "eth0", "addresses": ["10.5.0.20/24"]})
     worker.wait(ready)
-    worker.call("state")  # whatever its own changes had to say has been read by now
+    worker.call("links")  # whatever its own changes had to say has been read by now
     before = worker.wakeups()
     for number in range(10):
         lan.node.ip("link", "add", f"veth{number}", "type", "veth", "peer", "name", f"pod{number}")
         lan.node.ip("link", "set", f"veth{number}", "up")
         lan.node.ip("address", "add", f"10.88.{number}.1/24", "dev", f"veth{number}")
         lan.node.ip("link", "del", f"veth{number}")
-    worker.call("state")
+    worker.call("links")
     assert worker.wakeups() - before <= 3  # the call
 
 

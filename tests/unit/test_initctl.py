@@ -40,7 +40,7 @@ def make_vm(runtime: Path) -> None:
         ("version", "kernel:  6.12"),
         (
             "status",
-            "configuration from fw_cfg  identity persistent  time synchronized from 192.0.2.123\n  ! kubelet: not healthy yet",
+            "identity persistent  time synchronized from 192.0.2.123\n  ! kubelet: not healthy yet",
         ),
         ("services", "containerd  running"),
         ("service restart kubelet", "restarting"),

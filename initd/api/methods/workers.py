@@ -11,7 +11,7 @@ from initd.api.types import DiskInfo, ImageInfo, LinkInfo, PodInfo
 @method("links", Role.READER)
 async def links(call: Call) -> list[LinkInfo]:
     """Every network link with its addresses and routes."""
-    return cast("list[LinkInfo]", (await call.node.workers["network"].call("state"))["links"])
+    return cast("list[LinkInfo]", await call.node.workers["network"].call("links"))
 
 
 @method("disks", Role.READER)
