@@ -57,6 +57,7 @@ class Service:
         self.watchdog_at = 0.0
         self.trouble_since: float | None = None
         self.retired = False
+        self.routine = False  # what it does is no news
         self.history: deque[Transition] = deque(maxlen=HISTORY)
         self.output = Output(f"{LOGS}/{spec.name}.log", pipe)
         self.needs: Callable[[], str | None] = lambda: None
@@ -178,7 +179,10 @@ class Service:
         if state is not State.RUNNING:
             self.healthy = False
             self.trouble_since = None
-        write = log.warning if state in {State.BACKOFF, State.CRASH_LOOP, State.FAILING} else log.info
+        bad = state in {State.BACKOFF, State.CRASH_LOOP, State.FAILING}
+        if self.routine and not bad:
+            return  # it stands in the history
+        write = log.warning if bad else log.info
         write(f"{self.spec.name}: {state.value}", reason=reason, pid=pid)
         self._events.emit(
             "service", name=self.spec.name, state=state.value, previous=previous.value, reason=reason, pid=pid

@@ -20,6 +20,7 @@ TIMEOUT = 30.0
 UNREAD_BYTES = 1 << 20  # that the kernel keeps, as far as it grants them, for a worker that does not read yet
 KINDS = 16  # of notifications kept for a handler to come
 IDLE = "idle, starts when needed"
+BY_CLOCK = "its time has come"
 WAKE_SECONDS = (1.0, 86400.0)  # the soonest and the latest that a resting worker is started
 
 
@@ -88,6 +89,8 @@ class Worker(Service):
         self.handle(Event.READY, "running")
 
     def _enter(self, state: State, reason: str) -> None:
+        if state is State.STARTING or self.retired:
+            self.routine = reason == BY_CLOCK  # until it is started for another reason
         super()._enter(state, reason)
         if state not in {State.STARTING, State.STOPPING, State.RESTARTING, State.FAILING}:
             self._settled.set()  # for calls that wait, whatever became of it
@@ -105,7 +108,7 @@ class Worker(Service):
             except OSError as error:
                 log.warning(f"{self.spec.name}: handed over what cannot be watched", error=str(error))
         if self._wake_after is not None:
-            self._wake_timer = self._loop.call_later(self._wake_after, self._wake, "its time has come")
+            self._wake_timer = self._loop.call_later(self._wake_after, self._wake, BY_CLOCK)
 
     def _wake(self, reason: str) -> None:
         self._ignore_wakes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -329,8 +329,36 @@ def test_its_time_starts_one_that_rests(play: Callable[..., None], monkeypatch: 
             await until(lambda: bench.worker.state is State.RUNNING)
             assert bench.worker.history[-2]["reason"] == "its time has come"
         assert bench.worker.restarts == 0, "to rest is not to fail"
+        await rest(bench, None)
+        assert told(bench) == ["starting", "running", "stopping", "down"], "what the clock has it do is no news"
+        await answered(bench, asyncio.ensure_future(bench.worker.call("pods")))
+        bench.worker.restart()
+        bench.world.end(bench.worker)
+        assert told(bench)[4:] == ["starting", "running", "restarting", "starting"]
 
     play(scene)
+
+
+def test_one_that_fails_after_the_clock_has_started_it_is_told_of(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "WAKE_SECONDS", (0.01, 0.02))
+
+    async def scene(bench: Bench) -> None:
+        await bench.run()
+        await rest(bench, 0.01)
+        await until(lambda: len(bench.links) == 2)
+        bench.world.end(bench.worker)
+        await until(lambda: bench.worker.state is State.RUNNING)
+        assert told(bench)[4:] == ["backoff", "starting", "running"]
+
+    play(scene)
+
+
+def told(bench: Bench) -> list[object]:
+    """The states of which there are events."""
+    events = [cast("Any", event) for event in bench.world.events.since(0)]
+    return [event["state"] for event in events if event["kind"] == "service"]
 
 
 def test_a_descriptor_that_cannot_be_watched_is_named_and_the_rest_goes_on(play: Callable[..., None]) -> None:
