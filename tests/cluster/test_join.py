@@ -58,7 +58,7 @@ def test_an_api_server_that_is_away_at_boot_and_later(cluster: Cluster, lone: Ca
 
     def states() -> list[str]:
         with machine.client() as client:
-            return [container["state"] for pod in client.call("pods") for container in pod["containers"]]
+            return [container["state"] for pod in client.call("pods", timeout=60.0) for container in pod["containers"]]
 
     until("its pods", lambda: states() == ["running", "running"], JOIN)
     plane.end("kube-apiserver")
