@@ -350,7 +350,7 @@ def sha2(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return loaded
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(parts=st.lists(st.binary(max_size=300), max_size=4), bits=st.sampled_from([224, 256, 384, 512]))
 def test_sha2_is_sha2(sha2: ctypes.CDLL, parts: list[bytes], bits: int) -> None:
     """Against hashlib, in pieces, with a digest and a copy in between, as the _sha2 module uses it."""

@@ -140,7 +140,7 @@ SCALARS = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | s
 PLAIN = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(SCALARS, inner), max_leaves=30)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(msgid=st.integers(0, (1 << 32) - 1), params=st.lists(PLAIN, max_size=20), cut=st.integers(1, 400))
 def test_all_plain_data_is_passed_over(
     shared: tuple[Rescue, socket.socket], msgid: int, params: list[object], cut: int
@@ -163,7 +163,7 @@ FRAMES: st.SearchStrategy[list[object]] = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=6000) | FRAMES.map(msgpack.packb))
 @example(msgpack.packb([1, 1, None, None]))
 @example(msgpack.packb(msgpack.ExtType(1, b"x")))

@@ -156,7 +156,7 @@ def targets(fds: dict[int, int]) -> dict[int, str]:
     return {int(number): target for number, _, target in links if target != f"/proc/{child.pid}/fd"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_descriptors_arrive_whatever_the_mapping(data: st.DataObject) -> None:
     """Any mapping from child to parent numbers: permutations, cycles, duplicates, numbers in use and not."""
