@@ -38,8 +38,7 @@ def mount_table(node: Node) -> None:
     node.boot_id = boot_id()
     mounts.make_links(mounts.LINKS)
     mounts.make_directories(mounts.RUN_DIRECTORIES)
-    for name in ("kubernetes", "cni"):
-        mounts.seed(f"{mounts.FACTORY}/{name}", f"/etc/{name}")
+    mounts.seed(f"{mounts.FACTORY}/kubernetes", "/etc/kubernetes")
     os.makedirs(services.STATIC_PODS, exist_ok=True)
     write_first_etc()
 
@@ -232,6 +231,10 @@ def start_kubelet(node: Node) -> None:
         raise Skipped("no configuration")
     for path, data in render.files(node.config, memory_bytes()).items():
         _write(path, data)
+    if node.config.cluster is None:
+        mounts.seed(f"{mounts.FACTORY}/cni", "/etc/cni")
+    else:  # pods wait for the network that the cluster gives them, and that takes a module by no other way
+        _load(modules.CLUSTER)
     service = node.add_service(services.KUBELET)
     service.argv = services.kubelet_argv(node.name, node.address, node.config)
     service.start("boot")

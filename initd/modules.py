@@ -14,6 +14,9 @@ from initd import native
 EARLY = ("overlay", "qemu_fw_cfg")
 # A lease is on the kubelet's way, so the commonest link of a virtual machine does not wait for the devices worker.
 LINKS = ("virtio_net", "af_packet")
+# What nothing asks the kernel for: kube-proxy sets net.netfilter before its first rule, and without br_netfilter the
+# answers of Services' pods go past it to their neighbours on a bridge.
+CLUSTER = ("nf_conntrack", "br_netfilter")
 
 
 def directory() -> str:
