@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/user.h>
@@ -140,13 +141,17 @@ static void do_put(FILE *out, const struct http_request *request, const char *pa
     put_error(out, written ? 0 : errno);
 }
 
-static void do_fill(FILE *out, const char *path) {
+static void do_fill(FILE *out, const struct http_request *request, const char *path) {
+    char leave[32] = "0";
+    struct statvfs room;
     off_t bytes = 0;
+    http_parameter(request, "leave", leave, sizeof leave);
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0 || !leave_pod()) /* pages of a tmpfs count to who first has them: this pod would be killed for them */
         return put_error(out, errno);
     for (off_t size = FILL_CHUNK; size >= 4096; size /= 2)
-        while (fallocate(fd, 0, bytes, size) == 0) /* by the kernel without copying: all of it, or none */
+        while (fstatvfs(fd, &room) == 0 && (off_t)(room.f_bfree * room.f_frsize) >= size + atoll(leave) &&
+               fallocate(fd, 0, bytes, size) == 0) /* by the kernel without copying: all of it, or none */
             bytes += size;
     fprintf(out, "{\"bytes\": %lld}", (long long)bytes);
 }

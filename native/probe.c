@@ -23,7 +23,8 @@
  *   /call?path=P&frame=HEX   {"text"}: what a Unix socket answers to that, once, to a process that is in no pod
  *   /busy?path=P             {"error": null}: makes the file, which a loop device then holds until the machine's end
  *   /put?path=P&text=T       {"error": null}: makes the file, with that text
- *   /fill?path=P             {"bytes"}: makes a file as large as its file system has room for; counted to no pod
+ *   /fill?path=P&leave=N     {"bytes"}: makes a file as large as its file system has room for, but for N bytes (0 if not given);
+ *                            counted to no pod
  *   /remove?path=P           {"error": null}
  *   /clock?seconds=N         {"error": null}: the wall clock jumps by that much
  *   /mount?path=P            in this pod's own mount namespace: a tmpfs at P, holding the file `marker`
@@ -226,7 +227,7 @@ static void handle(int fd, const struct http_request *request) {
     } commands[] = {{"/read", do_read, NULL, true},   {"/readlink", do_readlink, NULL, true}, {"/list", do_list, NULL, true},
                     {"/write", do_write, NULL, true}, {"/walk", do_walk, NULL, true},         {"/mount", do_mount, NULL, false},
                     {"/flood", NULL, do_flood, true}, {"/hold", NULL, do_flood, true},        {"/put", NULL, do_put, true},
-                    {"/fill", do_fill, NULL, true},   {"/remove", do_remove, NULL, true},     {"/busy", do_busy, NULL, true},
+                    {"/fill", NULL, do_fill, true},   {"/remove", do_remove, NULL, true},     {"/busy", do_busy, NULL, true},
                     {"/call", NULL, do_call, true},   {"/datagrams", NULL, do_datagrams, true}};
     char path[4096], *body = NULL;
     size_t length = 0;

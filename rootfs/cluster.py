@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rootfs.tools import Tools
 
 REGISTRY = "cluster.initd.test"
+BALLAST = 32 << 20  # bytes of an image for whoever has to see whether it is still there
 LOADER = "ld-linux-x86-64.so.2"
 
 
@@ -35,9 +36,10 @@ def _libraries(root: Path, program: str, tools: Tools) -> dict[str, File]:
 
 
 def make_images(folder: Path, pods: Path, root: Path, busybox: Path, tools: Tools) -> None:
-    """Write the archives into `folder`: `pods` (kube-proxy needs nft, from the tree at `root`) and `busybox`."""
+    """Write `pods` (kube-proxy needs nft, from the tree at `root`), `busybox` and `ballast` into `folder`."""
     nft = _libraries(root, "usr/sbin/nft", tools)
     path = {"PATH": "/usr/sbin:/bin"}
     write(folder / "pods.tar", Image(f"{REGISTRY}/pods:1", {"/pods": File(pods, 0o755), **nft}, ("/pods",), env=path))
     shell = {name: File(busybox, 0o755) for name in ("/bin/busybox", "/bin/sh")}
-    write(folder / "busybox.tar", Image(f"{REGISTRY}/busybox:1", shell, (), ("/bin/sh",), env=path))
+    for name, more in (("busybox", {}), ("ballast", {"/ballast": File(bytes(BALLAST))})):
+        write(folder / f"{name}.tar", Image(f"{REGISTRY}/{name}:1", shell | more, (), ("/bin/sh",), env=path))

@@ -23,9 +23,9 @@ JOIN = 240.0  # seconds for a node to become Ready on a slow, busy host
 KUBELET: dict[str, Any] = {
     "syncFrequency": "10s",
     "evictionHard": {
-        "memory.available": "400Mi",
-        "nodefs.available": "10%",
-        "imagefs.available": "10%",
+        "memory.available": "300Mi",
+        "nodefs.available": "40%",
+        "imagefs.available": "40%",
         "nodefs.inodesFree": "5%",
     },
     "evictionPressureTransitionPeriod": "5s",
@@ -115,5 +115,5 @@ def clients(network: Cluster) -> Mapping[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a node of their own come first: at most two machines run at once."""
-    items.sort(key=lambda item: "nodes" in getattr(item, "fixturenames", ()))
+    """Tests with a node of their own come first: at most two machines run at once. Short supplies come last."""
+    items.sort(key=lambda item: [name in getattr(item, "fixturenames", ()) for name in ("nodes", "summary")])

@@ -6,7 +6,7 @@ import base64
 import contextlib
 import re
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from qemu.cluster.controlplane import HOST
 from qemu.errors import HarnessError
 from qemu.probe import http_get
 from tests.cluster.conftest import NAMES
-from tests.cluster.work import ECHO, container, controller, mount, pod, ready, shell, spec, state
+from tests.cluster.work import ECHO, NAMESPACE, container, controller, mount, pod, ready, shell, spec, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -115,35 +115,40 @@ def test_exec_carries_input_output_and_the_exit_code(work: Work, clients: Mappin
         work.run(name, "exit 3")
 
 
-def test_logs_are_those_of_the_container_and_can_be_followed(work: Work) -> None:
-    work.apply(pod("speaks", shell("main", "seq 1 500; echo oops >&2; sleep 3; echo end")))
-    followed = work.kubectl("logs", "speaks", "--follow", "--pod-running-timeout=2m")
-    assert followed.splitlines() == [*map(str, range(1, 501)), "oops", "end"]
-    assert work.logs("speaks", "--tail=2").splitlines() == ["oops", "end"]
-
-
 @contextlib.contextmanager
-def forwarded(work: Work, name: str, port: int) -> Iterator[int]:
+def kubectl(work: Work, *arguments: str) -> Iterator[IO[str]]:
+    """What a kubectl prints that runs meanwhile."""
     plane = work.cluster.control_plane
-    command = [str(plane.programs / "kubectl"), f"--kubeconfig={plane.kubeconfig}", "--namespace=work"]
-    arguments = ["port-forward", f"pod/{name}", f":{port}"]
+    command = [str(plane.programs / "kubectl"), f"--kubeconfig={plane.kubeconfig}", f"--namespace={NAMESPACE}"]
     with subprocess.Popen(
         [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        match = re.search(r"127\.0\.0\.1:(\d+)", line)
         try:
-            assert match, line
-            yield int(match[1])
+            yield process.stdout
         finally:
             process.kill()
 
 
+def test_logs_are_those_of_the_container_and_can_be_followed(work: Work) -> None:
+    work.apply(pod("speaks", shell("main", "seq 1 500; until [ -e /go ]; do sleep 0.1; done; echo end >&2")))
+    work.running("speaks")
+    with kubectl(work, "logs", "speaks", "--follow") as output:
+        assert [output.readline() for _ in range(500)] == [f"{number}\n" for number in range(1, 501)]
+        work.run("speaks", "touch /go")
+        assert output.read() == "end\n"
+    work.ended("speaks")
+    assert work.logs("speaks", "--tail=2").splitlines() == ["500", "end"]
+
+
 def test_port_forward(work: Work, clients: Mapping[str, str]) -> None:
-    with forwarded(work, clients["node-1"], ECHO) as port:
+    with kubectl(work, "port-forward", f"pod/{clients['node-1']}", f":{ECHO}") as output:
+        line = output.readline()
+        match = re.search(r"127\.0\.0\.1:(\d+)", line)
+        assert match, line
         for _ in range(2):  # one tunnel, two connections
-            assert http_get(port, "/cgi-bin/who") == (200, "127.0.0.1\n"), "who asks is inside the pod"
+            answer = http_get(int(match[1]), "/cgi-bin/who")
+            assert answer == (200, "127.0.0.1\n"), "who asks is inside the pod"
 
 
 def test_config_map_and_secret_volumes_follow_what_they_show(work: Work) -> None:
@@ -234,7 +239,7 @@ def test_a_container_that_outgrows_its_ephemeral_storage_is_evicted(work: Work) 
     script = "dd if=/dev/zero of=/file bs=1M count=8; sleep 1d"
     limits = {"limits": {"ephemeral-storage": "2Mi"}}
     work.apply(pod("spills", shell("main", script, resources=limits)))
-    work.evicted("spills", "exceeded its local ephemeral storage limit")
+    work.evicted("spills", "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi")
 
 
 def test_init_containers_run_one_after_the_other_before_the_rest(work: Work) -> None:
