@@ -34,7 +34,7 @@ KUBELET_PORT = 10250
 NODE_NETWORK = "10.100.0"
 FIRST_STATION = 11
 MEMORY = 3072  # MiB of a node: half of it is /var
-JOIN_SECONDS = 240.0
+JOIN_SECONDS = 300.0
 
 
 class Cluster:
