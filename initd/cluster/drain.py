@@ -27,7 +27,7 @@ class Drained(TypedDict):
     left: list[str]
 
 
-async def drain(server: Server, name: str, boot_id: str, seconds: float) -> Drained:
+async def drain(server: Server, seconds: float) -> Drained:
     """Cordon the node and evict its pods, until all are gone or `seconds` are over. Raises ApiError if the node cannot
     be cordoned, or nothing may be evicted.
     """
@@ -36,10 +36,10 @@ async def drain(server: Server, name: str, boot_id: str, seconds: float) -> Drai
     left: dict[str, str] = {}
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await _cordon(server, name, boot_id)
+            await _cordon(server)
             while True:
                 try:
-                    await _round(server, name, end, evicted, left)
+                    await _round(server, end, evicted, left)
                 except ApiError as error:
                     if error.code is Code.PERMISSION_DENIED:
                         raise
@@ -52,13 +52,13 @@ async def drain(server: Server, name: str, boot_id: str, seconds: float) -> Drai
     return {"evicted": len(evicted), "left": lines[:LISTED] + more}
 
 
-async def _cordon(server: Server, name: str, boot_id: str) -> None:
+async def _cordon(server: Server) -> None:
     give_up = time.monotonic() + PATIENCE
     while True:
         try:
-            node = await server.request("get the node", "GET", f"/api/v1/nodes/{name}")
+            node = await server.request("get the node", "GET", f"/api/v1/nodes/{server.node}")
             if not node.spec.unschedulable:  # else it is somebody else's doing, and theirs to undo
-                await set_cordoned(server, name, boot_id)
+                await set_cordoned(server, cordoned=True)
         except ApiError as error:
             if error.code is not Code.UNAVAILABLE or time.monotonic() > give_up:
                 raise
@@ -67,16 +67,19 @@ async def _cordon(server: Server, name: str, boot_id: str) -> None:
             return
 
 
-async def set_cordoned(server: Server, name: str, boot_id: str | None) -> None:
-    """Cordon the node, with a note that initd did it in that boot; or undo both. Raises ApiError."""
-    body = {"metadata": {"annotations": {CORDONED: boot_id}}, "spec": {"unschedulable": boot_id and True}}
-    what = "cordon the node" if boot_id else "uncordon the node"
-    await server.request(what, "PATCH", f"/api/v1/nodes/{name}", body, kind=MERGE)
+async def set_cordoned(server: Server, *, cordoned: bool) -> None:
+    """Cordon the node, with a note that initd did it in this boot; or undo both. Raises ApiError."""
+    note, spec = {CORDONED: server.boot_id if cordoned else None}, {"unschedulable": cordoned or None}
+    body, what = (
+        {"metadata": {"annotations": note}, "spec": spec},
+        "cordon the node" if cordoned else "uncordon the node",
+    )
+    await server.request(what, "PATCH", f"/api/v1/nodes/{server.node}", body, kind=MERGE)
 
 
-async def _round(server: Server, name: str, end: float, evicted: set[str], left: dict[str, str]) -> None:
+async def _round(server: Server, end: float, evicted: set[str], left: dict[str, str]) -> None:
     """Ask once for each pod that is still there; `left` has those then, and what each waits for. Raises ApiError."""
-    path = f"/api/v1/pods?fieldSelector=spec.nodeName%3D{name}"
+    path = f"/api/v1/pods?fieldSelector=spec.nodeName%3D{server.node}"
     pods = [pod async for pod in server.pages("list the node's pods", path) if is_evicted(pod)]
     names = [f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in pods]
     for gone in left.keys() - set(names):
@@ -117,10 +120,10 @@ async def _evict(server: Server, pod: Object, seconds: float) -> None:
     await server.request("evict pods", "POST", path, body)
 
 
-async def not_ready(server: Server, name: str, reason: str) -> None:
+async def not_ready(server: Server, reason: str) -> None:
     """Set the node's condition Ready to False: the kubelet that would do it is gone. Raises ApiError."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     times = {"lastHeartbeatTime": now, "lastTransitionTime": now}
     ready = {"type": "Ready", "status": "False", "reason": "NodeShutdown", "message": reason, **times}
-    path, body = f"/api/v1/nodes/{name}/status", {"status": {"conditions": [ready]}}
+    path, body = f"/api/v1/nodes/{server.node}/status", {"status": {"conditions": [ready]}}
     await server.request("say that the node is not ready", "PATCH", path, body, kind=STRATEGIC)

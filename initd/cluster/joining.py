@@ -22,10 +22,10 @@ def read(path: str) -> dict[str, Any]:
     return {**pems, "server": fields["server"], "token": fields.get("token")}
 
 
-async def why_not(server: Server, name: str) -> str:
+async def why_not(server: Server) -> str:
     """What has become of the node's newest certificate signing request. Raises ApiError."""
     pages = server.pages("list certificate signing requests", _REQUESTS)
-    mine = [request async for request in pages if is_of(request.spec.request, name)]
+    mine = [request async for request in pages if is_of(request.spec.request, server.node)]
     if not mine:
         return "the kubelet has not sent a certificate signing request yet"
     newest = max(mine, key=lambda request: request.metadata.creation_timestamp)

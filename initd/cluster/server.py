@@ -1,8 +1,8 @@
 """Requests to the API server: JSON over HTTPS. Each has a deadline, and each failure is one ApiError with words that a
 person can act on.
 
-http.client blocks, so it works in a thread; its connection is kept for the next request. Nothing that the server says
-is trusted: an answer is bounded, and becomes what its type has room for.
+http.client blocks, so it works in a thread. Nothing that the server says is trusted: an answer is bounded, and becomes
+what its type has room for.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -31,12 +31,12 @@ _WRONG_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED (openssl
 
 
 class Server:
-    """An API server as one user sees it: the one of a file with certificate and key, or else of the configuration's
-    bootstrap kubeconfig. One request at a time. Raises ApiError FAILED_PRECONDITION for what is no certificate.
+    """An API server as one user of the node's sees it: of a file with certificate and key, or else of the bootstrap
+    kubeconfig that config holds (joining.read). Raises ApiError FAILED_PRECONDITION for what is no certificate.
     """
 
     def __init__(self, config: Mapping[str, Any], certificate: str | None = None) -> None:
-        self.url: str = config["server"]
+        self.url, self.node, self.boot_id = config["server"], config["name"], config["boot_id"]
         self._token: str | None = None if certificate else config.get("token")
         self._user = "token" if self._token else "client certificate"
         # Not create_default_context(): Python 3.13's refuses CAs without key identifiers, as clusters have them.
@@ -53,7 +53,6 @@ class Server:
         except (OSError, ValueError) as error:
             what = certificate or "bootstrap kubeconfig"
             raise ApiError(Code.FAILED_PRECONDITION, f"{what}: {_words(error)}") from None
-        self._kept: http.client.HTTPSConnection | None = None
 
     def _load(self, certificate: str, key: str) -> None:
         descriptor = os.memfd_create("certificate")  # OpenSSL reads files only
@@ -61,11 +60,6 @@ class Server:
             file.write(f"{certificate}\n{key}\n")
             file.flush()
             self._tls.load_cert_chain(f"/proc/self/fd/{descriptor}")
-
-    def close(self) -> None:
-        """Close the connection, if there is one."""
-        if self._kept is not None:
-            self._kept.close()
 
     async def request(
         self,
@@ -81,7 +75,7 @@ class Server:
 
         Raises ApiError.
         """
-        headers = {"Accept": "application/json", "User-Agent": "initd"}
+        headers = {"Accept": "application/json", "User-Agent": "initd", "Connection": "close"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         if acting_as:
@@ -116,40 +110,27 @@ class Server:
         raise ApiError(Code.INTERNAL, f"{what}: more than {PAGES} pages")
 
     async def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        kept, self._kept = self._kept, None
-        connection = kept or http.client.HTTPSConnection(self._host, self._port, timeout=SECONDS, context=self._tls)
+        connection = http.client.HTTPSConnection(self._host, self._port, timeout=SECONDS, context=self._tls)
         line: socket.socket | None = None
 
         def exchange() -> tuple[int, bytes]:
             nonlocal line
-            try:
-                if connection.sock is None:
-                    connection.connect()
+            with closing(connection):
+                connection.connect()
                 line = connection.sock
                 connection.request(method, path, body, headers)
                 with connection.getresponse() as answer:
                     return answer.status, answer.read(ANSWER_BYTES + 1)
-            except BaseException:
-                connection.close()
-                raise
 
         try:
             async with asyncio.timeout(SECONDS):
-                status, data = await asyncio.to_thread(exchange)
-        except BaseException as error:
+                return await asyncio.to_thread(exchange)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._error(Code.UNAVAILABLE, _words(error)) from None
+        finally:
             if line is not None:
                 with suppress(OSError):
-                    line.shutdown(socket.SHUT_RDWR)  # so that the thread ends
-            if isinstance(error, ConnectionError) and kept:  # the server has closed it meanwhile
-                return await self._ask(method, path, body, headers)
-            if isinstance(error, OSError | http.client.HTTPException | ValueError):
-                raise self._error(Code.UNAVAILABLE, _words(error)) from None
-            raise
-        if len(data) > ANSWER_BYTES:
-            connection.close()  # the rest would be taken for the next answer
-        else:
-            self._kept = connection
-        return status, data
+                    line.shutdown(socket.SHUT_RDWR)  # so that the thread ends, too
 
     def _error(self, code: Code, text: str) -> ApiError:
         return ApiError(code, f"API server {self.url}: {text}")

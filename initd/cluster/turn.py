@@ -17,19 +17,19 @@ _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 _WHAT = "hold Leases for a reboot"
 
 
-async def take(server: Server, name: str, boot_id: str, count: int) -> list[str]:
+async def take(server: Server, count: int) -> list[str]:
     """Take one of `count` Leases, or the one that is this node's already. Returns nothing if it has one now, else who
     has them. Raises ApiError.
     """
     leases = [await _get(server, number) for number in range(count)]
     holders = [lease.spec.holder_identity or "" if lease else "" for lease in leases]
-    for number in sorted(range(count), key=lambda number: holders[number] != name):
-        if holders[number] not in {"", name}:
+    for number in sorted(range(count), key=lambda number: holders[number] != server.node):
+        if holders[number] not in {"", server.node}:
             continue
         now = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())}.000000Z"
         body: dict[str, dict[str, object]] = {
-            "metadata": {"name": _name(number), "annotations": {BOOT: boot_id}},
-            "spec": {"holderIdentity": name, "acquireTime": now},
+            "metadata": {"name": _name(number), "annotations": {BOOT: server.boot_id}},
+            "spec": {"holderIdentity": server.node, "acquireTime": now},
         }
         try:
             await _write(server, number, leases[number], body)
@@ -42,11 +42,13 @@ async def take(server: Server, name: str, boot_id: str, count: int) -> list[str]
     return [f"{_name(number)} is held by {holder}" for number, holder in enumerate(holders)]
 
 
-async def give_back(server: Server, name: str, boot_id: str, count: int) -> None:
+async def give_back(server: Server, count: int) -> None:
     """Let go of what this node took in an earlier boot. Raises ApiError."""
     for number in range(count):
         lease = await _get(server, number)
-        if lease and lease.spec.holder_identity == name and lease.metadata.annotations.get(BOOT) != boot_id:
+        if lease is None or lease.spec.holder_identity != server.node:
+            continue
+        if lease.metadata.annotations.get(BOOT) != server.boot_id:
             await _write(server, number, lease, {"metadata": {}, "spec": {"holderIdentity": None}})
 
 

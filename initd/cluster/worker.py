@@ -6,7 +6,6 @@ credentials, only to say why there is none.
 
 import asyncio
 import os
-from contextlib import closing
 from typing import Any
 
 import structlog
@@ -36,8 +35,8 @@ class Cluster:
         self._leaving = False  # and asked for more soon
         link.handle("configure", self.configure)
         link.handle("drain", self.drain)
-        link.handle("not_ready", self.not_ready)
-        link.handle("take_turn", self.take_turn)
+        link.handle("not_ready", lambda reason: drain.not_ready(self._server(), reason))
+        link.handle("take_turn", lambda count: turn.take(self._server(), count))
 
     async def configure(self, config: dict[str, Any], told: ClusterState | None = None) -> None:
         """Take the configuration: name, boot_id, max_unavailable (Leases), kubeconfig (the path of the one for
@@ -48,16 +47,7 @@ class Cluster:
 
     async def drain(self, seconds: float) -> drain.Drained:
         self._leaving = True
-        with closing(self._server()) as server:
-            return await drain.drain(server, self._config["name"], self._config["boot_id"], seconds)
-
-    async def not_ready(self, reason: str) -> None:
-        with closing(self._server()) as server:
-            await drain.not_ready(server, self._config["name"], reason)
-
-    async def take_turn(self, count: int) -> list[str]:
-        with closing(self._server()) as server:
-            return await turn.take(server, self._config["name"], self._config["boot_id"], count)
+        return await drain.drain(self._server(), seconds)
 
     def rest(self) -> Rest | None:
         return Rest(RESTED, []) if self._settled and not self._leaving else None
@@ -85,8 +75,7 @@ class Cluster:
         refused = ""
         if os.path.exists(CERTIFICATE):
             try:
-                with closing(self._server()) as server:
-                    return await self._stand(server)
+                return await self._stand(self._server())
             except ApiError as error:
                 if error.code is not Code.UNAUTHENTICATED:
                     return self._state(joined=True, reason=error.message)
@@ -97,24 +86,23 @@ class Cluster:
             return self._state(joined=False, reason=refused + error.message)
 
     async def _stand(self, server: Server) -> ClusterState:
-        name, boot_id = self._config["name"], self._config["boot_id"]
         try:
-            node = await server.request("get the node", "GET", f"/api/v1/nodes/{name}")
+            node = await server.request("get the node", "GET", f"/api/v1/nodes/{server.node}")
         except ApiError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
-            return self._state(joined=False, reason=f"node {name} is not registered yet")
+            return self._state(joined=False, reason=f"node {server.node} is not registered yet")
         ready = next((item for item in node.status.conditions if item.type == "Ready"), Condition("Ready"))
         cordoned = node.spec.unschedulable
-        if node.status.node_info.get("bootID") != boot_id:
+        if node.status.node_info.get("bootID") != server.boot_id:
             return self._state(cordoned=cordoned, reason="node NotReady: the kubelet has not reported since this boot")
         if ready.status != "True":
             why = ready.message or ready.reason or f"status {ready.status or 'missing'}"
             return self._state(cordoned=cordoned, reason=f"node NotReady: {why}"[:500])
         reason = None
         try:
-            if node.metadata.annotations.get(drain.CORDONED, boot_id) != boot_id:
-                await drain.set_cordoned(server, name, None)
+            if node.metadata.annotations.get(drain.CORDONED, server.boot_id) != server.boot_id:
+                await drain.set_cordoned(server, cordoned=False)
                 cordoned = False
             if self._told is None or not self._told["ready"]:
                 await self._give_back(server)
@@ -124,7 +112,7 @@ class Cluster:
 
     async def _give_back(self, server: Server) -> None:
         try:
-            await turn.give_back(server, self._config["name"], self._config["boot_id"], self._config["max_unavailable"])
+            await turn.give_back(server, self._config["max_unavailable"])
         except ApiError as error:
             if error.code is not Code.PERMISSION_DENIED:  # else this node can hold none
                 raise
@@ -132,8 +120,7 @@ class Cluster:
     async def _why_not_joined(self) -> str:
         if not self._config.get("token") and not self._config.get("certificate"):
             return "no client certificate, and the bootstrap kubeconfig has no credentials to ask for one"
-        with closing(Server(self._config)) as server:
-            return await joining.why_not(server, self._config["name"])
+        return await joining.why_not(Server(self._config))
 
     def _server(self) -> Server:
         """The API server as this node. Raises ApiError."""

@@ -121,6 +121,7 @@ class Store:
         self.actors: set[str | None] = set()
         self.fail: Callable[[str, str], object] = lambda _method, _path: None
         self._version = 0
+        self.node, self.boot_id = "node-1", "boot-2"
 
     def put(self, path: str, **fields: Any) -> dict[str, Any]:
         """Make an object."""

@@ -46,15 +46,18 @@ def remote(authority: pki.Authority) -> Iterator[Https]:
 
 
 def config(authority: pki.Authority, url: str, **fields: Any) -> dict[str, Any]:
-    return {"server": url, "ca": authority.certificate.read_text(), "token": "abcdef.0123456789abcdef", **fields}
+    return {
+        "name": "node-1",
+        "boot_id": "boot-2",
+        "server": url,
+        "ca": authority.certificate.read_text(),
+        "token": "abcdef.0123456789abcdef",
+        **fields,
+    }
 
 
-def get(server: Server, *, again: bool = False) -> Any:
-    try:
-        return asyncio.run(server.request("get the node", "GET", "/api/v1/nodes/node-1"))
-    finally:
-        if not again:
-            server.close()
+def get(server: Server) -> Any:
+    return asyncio.run(server.request("get the node", "GET", "/api/v1/nodes/node-1"))
 
 
 def failure(server: Server) -> tuple[Code, str]:
@@ -83,29 +86,10 @@ def test_bodies_have_their_kind_and_nodes_act_as_another(authority: pki.Authorit
     remote.answer = lambda _request: (201, {"kind": "Status", "status": "Success"})
     patch = server.request("x", "PATCH", "/x", {"spec": None}, kind=cluster_server.MERGE, acting_as="somebody")
     asyncio.run(patch)
-    server.close()
     (request,) = remote.requests
     assert (request.method, request.body) == ("PATCH", {"spec": None})
     assert request.headers["Content-Type"] == "application/merge-patch+json"
     assert request.headers["Impersonate-User"] == "somebody"
-
-
-def test_a_connection_is_kept_and_made_again_when_the_server_has_closed_it(
-    authority: pki.Authority, remote: Https
-) -> None:
-    server = Server(config(authority, remote.url))
-    assert get(server, again=True)
-    assert get(server, again=True)
-    assert len({request.peer for request in remote.requests}) == 1
-
-    def close(request: Request) -> tuple[int, Any]:
-        request.handler.close_connection = True  # as after an idle time: without a word
-        return 200, {}
-
-    remote.answer = close
-    assert get(server, again=True)
-    assert get(server)
-    assert len({request.peer for request in remote.requests}) == 2
 
 
 def test_a_list_comes_in_parts(authority: pki.Authority, remote: Https) -> None:
@@ -123,7 +107,6 @@ def test_a_list_comes_in_parts(authority: pki.Authority, remote: Https) -> None:
     remote.answer = lambda _request: (200, {"metadata": {"continue": "for ever"}})
     with pytest.raises(ApiError, match="more than 200 pages"):
         asyncio.run(whole())
-    server.close()
 
 
 @pytest.mark.parametrize(
