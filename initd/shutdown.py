@@ -29,6 +29,7 @@ RESERVE = 8.0  # for what comes after the pods
 POLL = 0.05
 NOT_READY_SECONDS = 5.0
 TURN_SECONDS = 10.0
+ANSWER_SECONDS = 8.0  # for the API's caller, who waits no longer than 10
 KEPT_MOUNTS = {"/", "/proc", "/sys", "/dev", "/run"}
 COMMANDS = {"reboot": native.RebootCommand.RESTART, "shutdown": native.RebootCommand.POWER_OFF}
 
@@ -82,7 +83,7 @@ async def coordinate(node: Node, by: str) -> float | None:
     """
     if "cluster" not in node.workers:
         raise ApiError(Code.FAILED_PRECONDITION, "this node joins no cluster: there is nobody to wait for")
-    held = await _held(node)
+    held = await _held(node, ANSWER_SECONDS)
     if not held or node.shutdown is not None:
         return request(node, "reboot", by)
     if node.turn is None:
@@ -96,7 +97,7 @@ async def wait_for_turn(node: Node) -> None:
     while (turn := node.turn) is not None:
         await asyncio.sleep(TURN_SECONDS)
         try:
-            held = await _held(node)
+            held = await _held(node, 3 * TURN_SECONDS)
         except ApiError as error:
             held = error.message
         if node.turn is not turn:
@@ -107,11 +108,12 @@ async def wait_for_turn(node: Node) -> None:
             _waits(node, turn["by"], held)
 
 
-async def _held(node: Node) -> str:
+async def _held(node: Node, seconds: float) -> str:
     """Take a turn; what it waits for, if there is none to be had. Raises ApiError PERMISSION_DENIED."""
     cluster = node.config.cluster if node.config is not None else None
     try:
-        holders = await node.workers["cluster"].call("take_turn", cluster.max_unavailable if cluster is not None else 1)
+        count = cluster.max_unavailable if cluster is not None else 1
+        holders = await node.workers["cluster"].call("take_turn", count, timeout=seconds)
     except ApiError as error:
         if error.code is Code.PERMISSION_DENIED:
             raise
