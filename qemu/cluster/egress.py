@@ -6,6 +6,7 @@ forwards. `dial` knows which it is.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import socketserver
 import threading
@@ -56,6 +57,7 @@ def _serve(client: socket.socket, dial: Callable[[str, int], socket.socket]) -> 
         client.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
         return
     with node:
+        node.settimeout(None)  # the one for connecting; a tunnel may be quiet for long
         client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         back = threading.Thread(target=_copy, args=(node, client), daemon=True)
         back.start()
@@ -65,9 +67,8 @@ def _serve(client: socket.socket, dial: Callable[[str, int], socket.socket]) -> 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
     """Copy until the end, and pass the end on."""
-    try:
+    with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK):
             target.sendall(data)
+    with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # one side is gone, and the other will notice

@@ -144,6 +144,22 @@ def test_the_proxy_connects_a_tunnel_both_ways(tmp_path: Path, kubelet: socket.s
     assert asked == [("10.100.0.11", 10250)]
 
 
+def test_a_tunnel_may_be_quiet_for_longer_than_connecting_may_take(tmp_path: Path) -> None:
+    node, kubelet = socket.socketpair()
+    node.settimeout(0.01)
+    proxy = Proxy(tmp_path / "proxy", lambda _host, _port: node)
+    with ask(tmp_path / "proxy", b"CONNECT 10.100.0.11:10250 HTTP/1.1\r\n\r\nfirst") as client, kubelet:
+        assert kubelet.recv(100) == b"first"
+        kubelet.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            kubelet.recv(100)  # for longer than the tunnel's other end may take to connect
+        kubelet.sendall(b"at last")
+        data = b""
+        while not data.endswith(b"at last"):
+            data += client.recv(100)
+    proxy.close()
+
+
 def test_the_proxy_says_why_it_cannot_connect(tmp_path: Path) -> None:
     def dial(_host: str, _port: int) -> socket.socket:
         raise OSError("no node there")
