@@ -110,7 +110,11 @@ def clients(network: Cluster) -> Mapping[str, str]:
     make = f"mkdir -p /www/cgi-bin; printf '{answer}' > /www/cgi-bin/who; chmod +x /www/cgi-bin/who"
     main = shell("main", f"{make}; exec httpd -f -p 0.0.0.0:{ECHO} -h /www")
     work.apply(controller("DaemonSet", "client", spec(main)))
-    work.until("daemonsets", "client", "ready", lambda found: found["status"].get("numberReady") == len(NAMES))
+
+    def everywhere(found: Any) -> bool:
+        return 0 < found["status"].get("desiredNumberScheduled", 0) == found["status"].get("numberReady")
+
+    work.until("daemonsets", "client", "ready", everywhere)
     return {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in work.pods("client")}
 
 
