@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 WEB = 8080
 MIB = 1 << 20
-pytestmark = pytest.mark.cluster
 
 
 def test_a_daemon_set_has_a_pod_on_every_node(clients: Mapping[str, str]) -> None:
     assert set(clients) == set(NAMES)
 
 
+@pytest.mark.cluster
 def test_pods_of_both_nodes_see_each_other_by_their_own_addresses(work: Work, clients: Mapping[str, str]) -> None:
     addresses = {node: work.get("pods", name)["status"]["podIP"] for node, name in clients.items()}
     for here in NAMES:
@@ -64,6 +64,7 @@ def test_a_deployment_behind_a_service(work: Work, clients: Mapping[str, str]) -
             assert answers == {found["metadata"]["name"] for found in pods}, f"from {here} to {address}"
 
 
+@pytest.mark.cluster
 def test_readiness_decides_what_a_service_reaches(work: Work) -> None:
     probe = {"exec": {"command": ["/bin/busybox", "test", "-e", "/ready"]}, "periodSeconds": 1}
     service = {"selector": {"app": "unready"}, "ports": [{"port": 80}]}
@@ -87,6 +88,7 @@ def test_readiness_decides_what_a_service_reaches(work: Work) -> None:
     is_ready(False)
 
 
+@pytest.mark.cluster
 def test_a_container_that_fails_its_liveness_probe_is_started_again(work: Work) -> None:
     probe = {
         "exec": {"command": ["/bin/busybox", "test", "!", "-e", "/sick"]},
@@ -130,6 +132,7 @@ def kubectl(work: Work, *arguments: str) -> Iterator[IO[str]]:
             process.kill()
 
 
+@pytest.mark.cluster
 def test_logs_are_those_of_the_container_and_can_be_followed(work: Work) -> None:
     work.apply(pod("speaks", shell("main", "seq 1 500; until [ -e /go ]; do sleep 0.1; done; echo end >&2")))
     work.running("speaks")
@@ -141,6 +144,7 @@ def test_logs_are_those_of_the_container_and_can_be_followed(work: Work) -> None
     assert work.logs("speaks", "--tail=2").splitlines() == ["500", "end"]
 
 
+@pytest.mark.cluster
 def test_port_forward(work: Work, clients: Mapping[str, str]) -> None:
     with kubectl(work, "port-forward", f"pod/{clients['node-1']}", f":{ECHO}") as output:
         line = output.readline()
@@ -202,6 +206,7 @@ def test_a_projected_token_is_the_pod_s_own(work: Work) -> None:
     assert review(default)["authenticated"]
 
 
+@pytest.mark.cluster
 def test_a_host_path_is_the_node_s(work: Work) -> None:
     volume = {"name": "host", "hostPath": {"path": "/var/lib/work", "type": "DirectoryOrCreate"}}
     for name, node, script in (
@@ -220,6 +225,7 @@ def test_a_host_path_is_the_node_s(work: Work) -> None:
     assert "Read-only file system" in work.logs("spoils")
 
 
+@pytest.mark.cluster
 def test_an_empty_dir_in_memory_is_no_larger_than_its_limit(work: Work) -> None:
     script = "dd if=/dev/zero of=/memory/file bs=64k; stat -c %s /memory/file; stat -f -c %T /memory"
     volume = {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
@@ -228,6 +234,7 @@ def test_an_empty_dir_in_memory_is_no_larger_than_its_limit(work: Work) -> None:
     assert work.logs("bounded").splitlines()[-2:] == [str(MIB), "tmpfs"]
 
 
+@pytest.mark.cluster
 def test_an_empty_dir_on_disk_that_outgrows_its_limit_is_evicted(work: Work) -> None:
     script = "dd if=/dev/zero of=/disk/file bs=1M count=4; sleep 1d"
     volume = {"name": "disk", "emptyDir": {"sizeLimit": "1Mi"}}
@@ -235,6 +242,7 @@ def test_an_empty_dir_on_disk_that_outgrows_its_limit_is_evicted(work: Work) -> 
     work.evicted("grows", 'Usage of EmptyDir volume "disk" exceeds the limit "1Mi"')
 
 
+@pytest.mark.cluster
 def test_a_container_that_outgrows_its_ephemeral_storage_is_evicted(work: Work) -> None:
     script = "dd if=/dev/zero of=/file bs=1M count=8; sleep 1d"
     limits = {"limits": {"ephemeral-storage": "2Mi"}}
@@ -242,6 +250,7 @@ def test_a_container_that_outgrows_its_ephemeral_storage_is_evicted(work: Work) 
     work.evicted("spills", "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi")
 
 
+@pytest.mark.cluster
 def test_init_containers_run_one_after_the_other_before_the_rest(work: Work) -> None:
     mounts = [mount("shared", "/shared")]
     inits = [
@@ -254,6 +263,7 @@ def test_init_containers_run_one_after_the_other_before_the_rest(work: Work) -> 
     assert work.kubectl("logs", "prepared", "--container=main") == "first\nsecond\n"
 
 
+@pytest.mark.cluster
 def test_a_pod_whose_init_container_fails_does_not_run(work: Work) -> None:
     inits = [shell("fails", "echo no; exit 1")]
     work.apply(pod("unprepared", shell("main", "echo ran"), initContainers=inits))
@@ -262,6 +272,7 @@ def test_a_pod_whose_init_container_fails_does_not_run(work: Work) -> None:
     assert "waiting" in state(found, "main") or state(found, "main")["terminated"].get("reason") == "Unknown"
 
 
+@pytest.mark.cluster
 def test_a_sidecar_starts_first_outlives_the_rest_and_does_not_keep_the_pod(work: Work) -> None:
     mounts = [mount("shared", "/shared")]
     ends = 'trap "echo sidecar >> /shared/order; cat /shared/order; exit 0" TERM'
@@ -278,6 +289,7 @@ def test_a_sidecar_starts_first_outlives_the_rest_and_does_not_keep_the_pod(work
     assert work.kubectl("logs", "accompanied", "--container=sidecar") == "up\nmain\nsidecar\n"
 
 
+@pytest.mark.cluster
 def test_a_job_runs_to_its_completions_and_past_failures(work: Work) -> None:
     volume = {"name": "host", "hostPath": {"path": "/var/lib/work-job", "type": "DirectoryOrCreate"}}
     script = 'test -e /host/failed || { touch /host/failed; exit 1; }; echo "done $JOB_COMPLETION_INDEX"'
@@ -301,6 +313,7 @@ def test_a_job_runs_to_its_completions_and_past_failures(work: Work) -> None:
     assert (status["succeeded"], status["failed"], status["completedIndexes"]) == (2, 1, "0,1")
 
 
+@pytest.mark.cluster
 def test_a_container_that_outgrows_its_memory_is_killed_alone(work: Work) -> None:
     greedy = shell("greedy", "exec dd if=/dev/zero of=/dev/null bs=64M", resources={"limits": {"memory": "16Mi"}})
     modest = shell("modest", "sleep 1d")
