@@ -112,7 +112,8 @@ def clients(network: Cluster) -> Mapping[str, str]:
     work.apply(controller("DaemonSet", "client", spec(main)))
 
     def everywhere(found: Any) -> bool:
-        return 0 < found["status"].get("desiredNumberScheduled", 0) == found["status"].get("numberReady")
+        wanted = found["status"].get("desiredNumberScheduled", 0)
+        return bool(0 < wanted == found["status"].get("numberReady"))
 
     work.until("daemonsets", "client", "ready", everywhere)
     return {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in work.pods("client")}
