@@ -28,7 +28,8 @@ KUBELET: dict[str, Any] = {
         "imagefs.available": "40%",
         "nodefs.inodesFree": "5%",
     },
-    "evictionPressureTransitionPeriod": "5s",
+    "evictionPressureTransitionPeriod": "15s",  # longer than between two reports of the node's conditions
+    "imageMinimumGCAge": "1s",
 }
 
 
