@@ -92,6 +92,7 @@ def containerd_argv(config: str = CONTAINERD_DEFAULT_CONFIG) -> tuple[str, ...]:
 def kubelet_argv(name: str, address: str | None, config: Config) -> tuple[str, ...]:
     """Return the kubelet's command line for the decided node name and IP; without an IP it picks one itself."""
     argv = ["/usr/bin/kubelet", f"--config={KUBELET_CONFIG}", f"--hostname-override={name}"]
+    argv.append(f"--runtime-cgroups=/{CONTAINERD.cgroup}")  # for its statistics; no field of its configuration says so
     if address is not None:
         argv.append(f"--node-ip={address}")
     if config.cluster is not None:
