@@ -47,6 +47,7 @@ def test_the_kubelets_command_line_names_the_node() -> None:
         "/usr/bin/kubelet",
         "--config=/run/initd/kubelet/config.yaml",
         "--hostname-override=node-1",
+        "--runtime-cgroups=/runtime",
         "--node-ip=192.0.2.10",
         "-v=4",
     )
@@ -59,7 +60,7 @@ def test_without_an_address_the_kubelet_picks_one() -> None:
 def test_a_kubelet_of_a_cluster_is_told_how_to_join() -> None:
     cluster = ClusterConfig(kubeconfig(), labels={"topology.kubernetes.io/zone": "a", "example.org/x": ""})
     argv = services.kubelet_argv("node-1", None, Config(cluster=cluster))
-    assert argv[3:-1] == (
+    assert argv[4:-1] == (
         "--bootstrap-kubeconfig=/run/initd/kubelet/bootstrap.kubeconfig",
         "--kubeconfig=/var/lib/kubelet/kubeconfig",
         "--cert-dir=/var/lib/kubelet/pki",
