@@ -60,7 +60,9 @@ def _registry(image: Image) -> dict[str, Entry]:
 def make_images(folder: Path, source: Path, programs: Path, busybox: Path, tools: Tools) -> None:
     """Write the archives into `folder`: busybox with each of `programs`, and what else those need from `source`."""
     applets = tools.run("/mnt/busybox", "--list-full", binds={"busybox": busybox}).split()
-    shell: dict[str, Entry] = {f"/{name}": Link("/bin/busybox") for name in applets}
+    # All in /bin, as busybox' own image has them, and where Debian and Alpine have them.
+    places = {place for name in applets for place in (f"/{name}", f"/bin/{name.rpartition('/')[2]}")}
+    shell: dict[str, Entry] = {place: Link("/bin/busybox") for place in places}
     shell |= {path: File(text.encode()) for path, text in USERS.items()}
     shell |= {"/bin/busybox": File(busybox, 0o755), "/tmp": Directory(0o1777), "/root": Directory(0o700)}
     name = names(source)
