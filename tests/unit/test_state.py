@@ -86,6 +86,7 @@ def test_a_disk_that_does_not_answer_is_waited_for_so_long_and_then_left_alone(
     os.close(writer)
     assert os.read(over, 100) == b"mounted, late"
     assert os.read(over, 100) == b""  # the child has ended
+    os.waitpid(-1, 0)  # as PID 1 reaps whatever ends
     assert asked() == []
     os.close(reader)
     os.close(over)
