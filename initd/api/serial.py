@@ -11,10 +11,6 @@ wakes when the host opens the port, and costs nothing until then.
 import asyncio
 import os
 import select
-import socket
-from collections.abc import Callable
-from contextlib import suppress
-from typing import NoReturn, TypeVar
 
 from initd.api.protocol import HELLO_REQUEST, Marker
 from initd.api.registry import Peer, Role
@@ -22,8 +18,8 @@ from initd.api.session import HIGH_WATER, READ_SIZE, Api, Session
 from initd.files import read
 
 PORT_NAME = "io.initd.api"
+_READS_PER_TURN = 8
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR | select.EPOLLET
-_Result = TypeVar("_Result")
 
 
 def find_port(name: str = PORT_NAME, ports: str = "/sys/class/virtio-ports") -> str | None:
@@ -37,81 +33,114 @@ def open_port(device: str) -> int:
     return os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
-class Port:
-    """Serves the API on a non-blocking descriptor, which it owns from then on."""
+class Port(asyncio.Transport):
+    """Serves the API on a non-blocking descriptor, which it owns from then on; no method of it raises or blocks."""
 
     def __init__(self, api: Api, fd: int, role: Role) -> None:
+        super().__init__()
         self._api = api
         self._peer = Peer(-1, -1, -1, role, "serial port")
         self._fd = fd
         self._marker = Marker(HELLO_REQUEST)
-        self._line: socket.socket | None = None  # the other end of a session's; None until a hello came
-        self._sending: asyncio.Task[None] | None = None
+        self._session: Session | None = None  # None until a hello came
+        self._output = bytearray()
+        self._full = False
+        self._held = False
         self._loop = asyncio.get_running_loop()
-        self._edge = asyncio.Event()
+        self.lost: asyncio.Future[OSError] = self._loop.create_future()  # why the port cannot be read any more
         self._edges = select.epoll()
         self._edges.register(fd, _EDGES)
-        self._loop.add_reader(self._edges.fileno(), self._woken)
+        self._loop.add_reader(self._edges.fileno(), self._ready)
 
-    async def serve(self) -> NoReturn:
-        """Serve until the port cannot be read any more: raises OSError that says why."""
-        try:
-            while True:
-                await self._receive(await self._at_edges(os.read, self._fd, READ_SIZE))
-                await asyncio.sleep(0)  # a host that never stops talking lets others have their turn
-        finally:
-            await self._end()
-            self._loop.remove_reader(self._edges.fileno())
-            self._edges.close()
-            os.close(self._fd)
+    def shut(self) -> None:
+        """Stop serving and close the descriptor."""
+        self.abort()
+        self._loop.remove_reader(self._edges.fileno())
+        self._edges.close()
+        os.close(self._fd)
+        self._fd = -1
 
-    async def _receive(self, data: bytes) -> None:
-        found = self._marker.feed(data)
-        if found is not None or not data:
-            await self._end()
-        if not data:  # nobody is there
-            await self._next_edge()
+    def is_closing(self) -> bool:
+        return self._fd < 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send data, keeping what the kernel does not take at once."""
+        self._output += data
+        self._flush()
+        if len(self._output) > HIGH_WATER and not self._full and self._session:
+            self._full = True
+            self._session.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._output)
+
+    def pause_reading(self) -> None:
+        self._held = True
+
+    def resume_reading(self) -> None:
+        """Go on; the edge may have come meanwhile."""
+        self._held = False
+        self._loop.call_soon(self._ready)
+
+    def close(self) -> None:
+        """End the session and wait for a hello; what is kept still goes out, if the host takes it."""
+        session, self._session = self._session, None
+        self._full = self._held = False
+        if session:
+            session.connection_lost(None)
+
+    def abort(self) -> None:
+        """End the session, drop what is kept, and wait for a hello."""
+        self._output.clear()
+        self.close()
+
+    def _ready(self) -> None:
+        if self._fd < 0:
             return
+        self._edges.poll(0)  # takes note of the edge; reads and writes below find out what it was
+        self._flush()
+        for _ in range(_READS_PER_TURN):
+            if self._held:
+                return
+            data = self._read()
+            if data is None:
+                return
+            self._receive(data)
+        self._loop.call_soon(self._ready)  # others first; the edge will not come again
+
+    def _read(self) -> bytes | None:
+        """Return what came, or None until the next edge."""
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError as error:  # unplugged, or a terminal's other side is closed
+            data = b""
+            if not self.lost.done():
+                self.lost.set_result(error)
+        if not data:
+            self.abort()
+            return None
+        return data
+
+    def _receive(self, data: bytes) -> None:
+        found = self._marker.feed(data)
         if found is not None:
-            self._line, theirs = socket.socketpair()
-            self._line.setblocking(False)
-            transport, _ = await self._loop.connect_accepted_socket(asyncio.Protocol, theirs)
-            transport.set_write_buffer_limits(high=HIGH_WATER)
-            transport.set_protocol(Session(self._api, transport, self._peer))
-            self._sending = self._loop.create_task(self._send(self._line))
-        if self._line is not None:
-            with suppress(OSError):  # the session has ended; only a hello helps
-                await self._loop.sock_sendall(self._line, found or data)
+            self.abort()
+            self._session = Session(self._api, self, self._peer)
+            data = found
+        if self._session:
+            self._session.receive(data)
 
-    async def _send(self, line: socket.socket) -> None:
-        """Send what a session says; what the port does not take waits, and in the end the session does."""
-        with suppress(ConnectionError):  # the session was cut off
-            while data := await self._loop.sock_recv(line, READ_SIZE):
-                with suppress(OSError):  # nobody is there, as the next read finds too
-                    while data:
-                        data = data[await self._at_edges(os.write, self._fd, data) :]
-
-    async def _end(self) -> None:
-        """End the session, drop what it had to say, and wait for a hello."""
-        if self._sending is not None:
-            self._sending.cancel()
-            await asyncio.gather(self._sending, return_exceptions=True)
-        if self._line is not None:
-            self._line.close()
-        self._sending = self._line = None
-
-    async def _at_edges(self, call: Callable[..., _Result], *arguments: object) -> _Result:
-        """Call now, or else at one of the next edges; it finds out what they were."""
-        while True:
-            try:
-                return call(*arguments)
-            except BlockingIOError:
-                await self._next_edge()
-
-    async def _next_edge(self) -> None:
-        self._edge.clear()
-        await self._edge.wait()
-
-    def _woken(self) -> None:
-        self._edges.poll(0)  # takes note of the edge
-        self._edge.set()
+    def _flush(self) -> None:
+        try:
+            while self._output:
+                del self._output[: os.write(self._fd, self._output)]
+        except BlockingIOError:
+            pass  # the port is full: what is left goes out when it can be written again
+        except OSError:  # nobody is there; the read that follows the edge ends the session
+            self._output.clear()
+        if self._full and len(self._output) <= HIGH_WATER // 4:
+            self._full = False
+            if self._session:
+                self._session.resume_writing()

@@ -93,7 +93,11 @@ async def _serial(api: Api, role: Role) -> None:
     device = serial.find_port()
     if device is None:
         raise LookupError(f"no virtio-serial port {serial.PORT_NAME}")
-    await serial.Port(api, serial.open_port(device), role).serve()
+    port = serial.Port(api, serial.open_port(device), role)
+    try:
+        raise await port.lost
+    finally:
+        port.shut()
 
 
 async def _vsock(api: Api, role: Role) -> None:

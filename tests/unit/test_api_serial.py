@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import tty
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,7 +34,7 @@ from initd.supervise import backoff
 from tests.unit.api_support import DEADLINE, Log, Methods, make_api, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
 _ASKED = Call(cast("Any", SimpleNamespace(boot_id="b")), Peer(-1, -1, -1, Role.READER, "test"))
@@ -79,17 +78,6 @@ class Host:
         return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.line, 1 << 16), DEADLINE)
 
 
-@asynccontextmanager
-async def running(port: Port) -> AsyncIterator[None]:
-    """Serve on the port meanwhile."""
-    task = asyncio.create_task(port.serve())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 def serve(test: Callable[[Host, Port], Awaitable[None]], role: Role = Role.OPERATOR) -> None:
     async def run() -> None:
         ours, theirs = socket.socketpair()
@@ -97,8 +85,10 @@ def serve(test: Callable[[Host, Port], Awaitable[None]], role: Role = Role.OPERA
         with ours:
             host = Host(ours)
             port = Port(make_api(host.methods), theirs.detach(), role)
-            async with running(port):
+            try:
                 await test(host, port)
+            finally:
+                port.shut()
 
     asyncio.run(run())
 
@@ -136,7 +126,7 @@ def test_a_hello_in_pieces_is_found(cut: int) -> None:
     async def test(host: Host, port: Port) -> None:
         frame = encode(Request(0, "hello", [FIRST]))
         host.send(b"\xff" * 7 + frame[:cut])
-        await until(lambda: port._marker._tail.endswith(frame[:cut]) or port._line)
+        await until(lambda: port._marker._tail.endswith(frame[:cut]) or port._session)
         host.send(frame[cut:])
         assert await host.read() == Response(0, None, [FIRST, VERSION])
 
@@ -173,10 +163,11 @@ def test_garbage_on_a_line_in_step_is_told_and_then_only_a_hello_helps() -> None
 def test_a_stream_that_the_host_reads_slowly_drops_with_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "STREAM_PATIENCE", 0.01)
 
-    async def test(host: Host, _port: Port) -> None:
+    async def test(host: Host, port: Port) -> None:
         await host.hello(FIRST)
         host.send(encode(Request(1, "count", [3000, 1000])))
         await until(lambda: host.methods.ended)
+        assert port.get_write_buffer_size() < 2 * session.HIGH_WATER
         received = dropped = 0
         while isinstance(message := await host.read(), Notification):
             item = message.params[1]
@@ -192,14 +183,14 @@ def test_a_stream_that_the_host_reads_slowly_drops_with_a_count(monkeypatch: pyt
 
 def test_when_the_host_goes_away_its_calls_end_and_the_loop_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = 0
-    receive = Port._receive
+    ready = Port._ready
 
-    async def counted(port: Port, data: bytes) -> None:
+    def counted(port: Port) -> None:
         nonlocal turns
         turns += 1
-        await receive(port, data)
+        ready(port)
 
-    monkeypatch.setattr(Port, "_receive", counted)
+    monkeypatch.setattr(Port, "_ready", counted)
 
     async def test(host: Host, port: Port) -> None:
         await host.hello(FIRST)
@@ -207,7 +198,7 @@ def test_when_the_host_goes_away_its_calls_end_and_the_loop_sleeps(monkeypatch: 
         await until(lambda: host.methods.running)
         host.line.close()
         await until(lambda: host.methods.ended)
-        assert port._line is None
+        assert port._session is None
         before = turns
         for _ in range(200):
             await asyncio.sleep(0)
@@ -225,13 +216,15 @@ def test_a_host_that_comes_back_wakes_the_port(tmp_path: Path, monkeypatch: pyte
         log = Log()
         monkeypatch.setattr(session, "log", log)
         port = Port(make_api(Methods()), os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), Role.ADMIN)
-        async with running(port):
+        try:
             for count in (1, 2, 3):
                 writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
                 os.write(writer, encode(Request(0, "hello", [FIRST])) + encode(Request(1, "change", [])))
                 await until(lambda: len(log.records) == count)  # noqa: B023 - awaited at once
                 os.close(writer)
-                await until(lambda: port._line is None)
+                await until(lambda: port._session is None)
+        finally:
+            port.shut()
 
     asyncio.run(run())
 
@@ -244,11 +237,11 @@ def test_a_terminal_that_hangs_up_is_no_error(monkeypatch: pytest.MonkeyPatch) -
         log = Log()
         monkeypatch.setattr(session, "log", log)
         port = Port(make_api(Methods()), theirs, Role.ADMIN)
-        async with running(port):
-            os.write(ours, encode(Request(0, "hello", [FIRST])) + encode(Request(1, "change", [])))
-            await until(lambda: log.records)
-            os.close(ours)
-            await until(lambda: port._line is None)
+        os.write(ours, encode(Request(0, "hello", [FIRST])) + encode(Request(1, "change", [])))
+        await until(lambda: log.records)
+        os.close(ours)
+        await until(lambda: port._session is None)
+        port.shut()
 
     asyncio.run(run())
 
