@@ -120,6 +120,7 @@ def came_back(cluster: Cluster, machine: Machine, name: str) -> None:
     until(f"{name} ready", lambda: call(machine, "status")["ready"], BACK)
 
 
+@pytest.mark.cluster
 def test_a_reboot_drains_with_hooks_and_budgets_and_comes_back(
     cluster: Cluster, nodes: Mapping[str, Machine], applied: Callable[..., None], hooked: list[str]
 ) -> None:
