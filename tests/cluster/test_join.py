@@ -110,20 +110,21 @@ class Clock:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", NTP_PORT))
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def _serve(self) -> None:
         while True:
-            try:
-                request, peer = self._socket.recvfrom(512)
-            except OSError:
-                return
+            request, peer = self._socket.recvfrom(512)
+            if not request:
+                return  # closed
             now = int((time.time() + NTP_EPOCH) * 2**32)
             head = struct.pack(">BBbb2I4s", 0x24, 2, 6, -20, 0, 0, b"TEST")
             self._socket.sendto(head + struct.pack(">Q8sQQ", now, request[40:48], now, now), peer)
 
     def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.sendto(b"", ("127.0.0.1", NTP_PORT))
+        self._thread.join()
         self._socket.close()
 
 
