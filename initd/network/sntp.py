@@ -85,7 +85,7 @@ async def ask(server: str) -> float:
                     except RefusedError as error:
                         problem = str(error)  # one that is good may still come
     except TimeoutError:
-        pass
+        pass  # `problem` says whether nothing came, or nothing good
     raise RefusedError(problem)
 
 

@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import struct
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +13,7 @@ import pytest
 
 from qemu.cluster.pki import Authority
 from tests.cluster.conftest import JOIN, says, status
+from tests.namespace import sntp_server
 from tests.vm.conftest import until
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 AWAY = 75.0  # seconds without an API server: longer than the controller manager's patience with a node
-NTP_PORT, NTP_EPOCH = 123, 2_208_988_800  # seconds from 1900 to 1970
 
 
 def test_an_api_server_that_is_away_at_boot_and_later(cluster: Cluster, lone: Callable[..., Machine]) -> None:
@@ -104,30 +101,6 @@ def test_a_wrong_authority_is_named_and_the_node_stays_up(
     assert machine.verify()["boot_id"] == boot_id
 
 
-class Clock:
-    """An SNTP server of the host, which the node reaches at 10.0.2.2. Source: RFC 4330."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", NTP_PORT))
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            request, peer = self._socket.recvfrom(512)
-            if not request:
-                return  # closed
-            now = int((time.time() + NTP_EPOCH) * 2**32)
-            head = struct.pack(">BBbb2I4s", 0x24, 2, 6, -20, 0, 0, b"TEST")
-            self._socket.sendto(head + struct.pack(">Q8sQQ", now, request[40:48], now, now), peer)
-
-    def close(self) -> None:
-        self._socket.sendto(b"", ("127.0.0.1", NTP_PORT))
-        self._thread.join()
-        self._socket.close()
-
-
 def test_a_wrong_clock_and_then_an_expired_token(cluster: Cluster, lone: Callable[..., Machine]) -> None:
     plane = cluster.control_plane
     token = plane.bootstrap_token()
@@ -137,11 +110,8 @@ def test_a_wrong_clock_and_then_an_expired_token(cluster: Cluster, lone: Callabl
     boot_id = machine.verify()["boot_id"]
     reason = until("a reason", says(machine, "certificate verify failed"), JOIN)
     assert "2001-01-01" in reason, "the node's time explains it"
-    clock = Clock()
-    try:
+    with sntp_server.on_loopback():
         until("the next reason", says(machine, r"token refused \(401\)"), JOIN)
-    finally:
-        clock.close()
     assert "10.0.2.2" in status(machine)["time"]
     plane.restore(token)
     cluster.wait_ready("node-3", JOIN)

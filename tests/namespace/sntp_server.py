@@ -5,10 +5,16 @@ Run at the server's end of the cable: the first argument is which, the second by
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import sys
+import threading
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PORT = 123
 EPOCH = 2_208_988_800  # seconds from 1900 to 1970
@@ -33,6 +39,28 @@ def answer(
     """A server's answer to a request that came `now` and is answered `departed` seconds later."""
     head = struct.pack("!BBbbII4sQ", flags, stratum, 6, -20, int(delay * 65536), 0, code, timestamp(now - 100))
     return head + (origin or request[40:48]) + struct.pack("!QQ", timestamp(now), timestamp(now + departed))
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Be a good one on this machine's loopback, in a thread: a machine in QEMU reaches it at 10.0.2.2."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", PORT))
+
+        def serve() -> None:
+            while True:
+                request, peer = sock.recvfrom(1024)
+                if not request:
+                    return  # the end, see below
+                sock.sendto(answer(request, time.time()), peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            sock.sendto(b"", sock.getsockname())
+            thread.join()
 
 
 def main() -> None:
