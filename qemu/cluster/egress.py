@@ -59,10 +59,15 @@ def _serve(client: socket.socket, dial: Callable[[str, int], socket.socket]) -> 
     with node:
         node.settimeout(None)  # the one for connecting; a tunnel may be quiet for long
         client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        back = threading.Thread(target=_copy, args=(node, client), daemon=True)
-        back.start()
-        _copy(client, node)
-        back.join()
+        splice(client, node)
+
+
+def splice(client: socket.socket, server: socket.socket) -> None:
+    """Hand on what each says to the other; returns when both have ended."""
+    back = threading.Thread(target=_copy, args=(server, client), daemon=True)
+    back.start()
+    _copy(client, server)
+    back.join()
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:

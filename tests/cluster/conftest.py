@@ -68,6 +68,13 @@ def status(machine: Machine) -> dict[str, Any]:
         return found
 
 
+def heartbeat(cluster: Cluster, name: str) -> str:
+    """When the kubelet of a node last renewed its Lease, which it does every 10 s."""
+    lease = cluster.control_plane.api.get(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}")
+    renewed: str = lease["spec"]["renewTime"]
+    return renewed
+
+
 def says(machine: Machine, pattern: str) -> Callable[[], str | None]:
     """What asks the node for its state in the cluster: the reason, once it is like that."""
 

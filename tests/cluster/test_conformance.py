@@ -65,7 +65,7 @@ def run(suite: build.Conformance, folder: Path, *arguments: str) -> dict[str, Re
     command = [str(suite.program), "--provider=skeleton", f"--report-dir={folder}", "--ginkgo.no-color", *arguments]
     log = folder / "log"
     with log.open("wb") as output:
-        subprocess.run(command, stdout=output, stderr=output, check=False, cwd=folder)
+        subprocess.run(command, stdout=output, stderr=output, check=False, cwd=folder, timeout=LIMIT + 60)
     report = folder / "junit_01.xml"
     assert report.exists(), log.read_text()[-4000:]
     found = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,10 +21,10 @@ pytestmark = pytest.mark.cluster
 SIZE = 64 << 20
 
 
-def client_requests(cluster: Cluster) -> int:
-    """How often node-3 asked for a client certificate."""
+def client_requests(cluster: Cluster, token: str) -> list[dict[str, Any]]:
+    """What was asked for with a bootstrap token."""
     items = cluster.control_plane.api.get("/apis/certificates.k8s.io/v1/certificatesigningrequests")["items"]
-    return sum(item["spec"]["signerName"] == "kubernetes.io/kube-apiserver-client-kubelet" for item in items)
+    return [item for item in items if item["spec"]["username"] == f"system:bootstrap:{token.partition('.')[0]}"]
 
 
 def keys(machine: Machine) -> set[str]:
@@ -48,12 +48,16 @@ def test_a_node_with_a_state_partition_comes_back_with_a_revoked_token(
     cluster.wait_ready("node-3", JOIN)
     assert status(machine)["identity"] == "persistent"
     cluster.control_plane.revoke(token)
-    asked, before, written = client_requests(cluster), keys(machine), kubeconfig_written(machine)
+    (asked,) = client_requests(cluster, token)
+    assert asked["spec"]["signerName"] == "kubernetes.io/kube-apiserver-client-kubelet"
+    assert asked["status"]["conditions"][0]["reason"] == "AutoApproved", "by the controller manager"
+    assert asked["status"]["certificate"]
+    before, written = keys(machine), kubeconfig_written(machine)
     with machine.next_boot(JOIN), machine.client() as client:
         client.call("reboot")
     until("Ready by its own word", lambda: status(machine)["ready"], JOIN)
     assert cluster.ready("node-3")
-    assert client_requests(cluster) == asked, "it did not have to join again"
+    assert client_requests(cluster, token) == [asked], "it did not have to join again"
     assert before <= keys(machine)
     assert kubeconfig_written(machine) > written, "/var was made afresh"
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from initd.api.protocol import ApiError, Code
+from initd.shutdown import TURN_SECONDS
 from qemu.cluster.api import StatusError
-from qemu.probe import container
+from tests.cluster.conftest import JOIN, status
+from tests.cluster.work import NAMESPACE, container, controller, ready, spec
 from tests.readme import README
 from tests.vm.conftest import until
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from qemu.cluster import Cluster
     from qemu.machine import Machine
+    from tests.cluster.work import Work
 
 BACK = 240.0  # seconds until a node that reboots is Ready again
 RUNNING = 120.0
@@ -50,52 +53,22 @@ def hooked() -> Iterator[list[str]]:
         server.shutdown()
 
 
-def deployment(name: str, replicas: int, hook_port: int = 0, **spec: Any) -> dict[str, Any]:
-    web = container("web", "web", "serve", "8080")
+def web(name: str, replicas: int, hook_port: int = 0, **fields: Any) -> dict[str, Any]:
+    main = container("web", "web", "serve", "8080")
     if hook_port:
-        web["lifecycle"] = {"preStop": {"httpGet": {"host": "10.0.2.2", "port": hook_port, "path": f"/{name}"}}}
-    labels = {"app": name}
-    template = {
-        "metadata": {"labels": labels},
-        "spec": {"containers": [web], "terminationGracePeriodSeconds": 10, **spec},
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template},
-    }
+        main["lifecycle"] = {"preStop": {"httpGet": {"host": "10.0.2.2", "port": hook_port, "path": f"/{name}"}}}
+    return controller("Deployment", name, spec(main, terminationGracePeriodSeconds=10, **fields), replicas=replicas)
 
 
 def budget(name: str, least: int) -> dict[str, Any]:
-    spec = {"minAvailable": least, "selector": {"matchLabels": {"app": name}}}
-    metadata = {"name": name, "namespace": "default"}
-    return {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": metadata, "spec": spec}
+    body = {"minAvailable": least, "selector": {"matchLabels": {"app": name}}}
+    return {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name}, "spec": body}
 
 
-@pytest.fixture
-def applied(cluster: Cluster) -> Iterator[Callable[..., None]]:
-    """Create objects that are gone after the test."""
-    made: list[Mapping[str, Any]] = []
-
-    def apply(*objects: Mapping[str, Any]) -> None:
-        made.extend(objects)
-        cluster.apply(*objects)
-
-    yield apply
-    for each in reversed(made):
-        cluster.kubectl("delete", each["kind"], each["metadata"]["name"], "-n", each["metadata"]["namespace"], "--wait")
-
-
-def where(cluster: Cluster, app: str) -> list[str]:
+def where(work: Work, app: str) -> list[str]:
     """The node of each pod of an app that is ready and not on its way out."""
-    pods = cluster.control_plane.api.get(f"/api/v1/namespaces/default/pods?labelSelector=app%3D{app}")["items"]
-    return sorted(pod["spec"]["nodeName"] for pod in pods if _good(pod))
-
-
-def _good(pod: Mapping[str, Any]) -> bool:
-    conditions = {entry["type"]: entry["status"] for entry in pod["status"].get("conditions", [])}
-    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+    pods = [pod for pod in work.pods(app) if ready(pod) and "deletionTimestamp" not in pod["metadata"]]
+    return sorted(pod["spec"]["nodeName"] for pod in pods)
 
 
 def node(cluster: Cluster, name: str) -> dict[str, Any]:
@@ -117,12 +90,12 @@ def came_back(cluster: Cluster, machine: Machine, name: str) -> None:
     """Wait until a node that reboots is Ready, and uncordoned, by its own word too."""
     cluster.wait_ready(name, BACK)
     until(f"{name} uncordoned", lambda: not node(cluster, name)["spec"].get("unschedulable"), BACK)
-    until(f"{name} ready", lambda: call(machine, "status")["ready"], BACK)
+    until(f"{name} ready", lambda: status(machine)["ready"], BACK)
 
 
 @pytest.mark.cluster
 def test_a_reboot_drains_with_hooks_and_budgets_and_comes_back(
-    cluster: Cluster, nodes: Mapping[str, Machine], applied: Callable[..., None], hooked: list[str]
+    cluster: Cluster, nodes: Mapping[str, Machine], work: Work, hooked: list[str]
 ) -> None:
     spread = {
         "maxSkew": 1,
@@ -131,37 +104,58 @@ def test_a_reboot_drains_with_hooks_and_budgets_and_comes_back(
         "nodeTaintsPolicy": "Honor",
         "labelSelector": {"matchLabels": {"app": "polite"}},
     }
-    applied(budget("polite", 1), deployment("polite", 2, int(hooked[0]), topologySpreadConstraints=[spread]))
-    until("a pod on each node", lambda: where(cluster, "polite") == ["node-1", "node-2"], RUNNING)
+    work.apply(budget("polite", 1), web("polite", 2, int(hooked[0]), topologySpreadConstraints=[spread]))
+    until("a pod on each node", lambda: where(work, "polite") == ["node-1", "node-2"], RUNNING)
     machine = nodes["node-1"]
     with machine.next_boot(BACK):
         call(machine, "reboot")
         until("cordoned", lambda: node(cluster, "node-1")["spec"].get("unschedulable"), 30)
         assert CORDONED in node(cluster, "node-1")["metadata"]["annotations"]
-        until("its pods elsewhere", lambda: where(cluster, "polite") == ["node-2"] * 2, RUNNING)
+        until("its pods elsewhere", lambda: where(work, "polite") == ["node-2"] * 2, RUNNING)
         until("NotReady", lambda: ready_condition(cluster, "node-1")["status"] == "False", 60)
         assert ready_condition(cluster, "node-1")["reason"] == "NodeShutdown"
         drained = machine.wait_for(lambda event: event["kind"] == "drain", 60.0, name="a drain")
         assert drained["left"] == []
-    assert hooked[1:] == ["/polite"], "the preStop hook ran"
+    assert hooked.count("/polite") == 1, "the preStop hook ran"
     came_back(cluster, machine, "node-1")
     assert CORDONED not in node(cluster, "node-1")["metadata"].get("annotations", {})
 
 
 @pytest.mark.cluster
+def test_a_shutdown_leaves_as_a_reboot_does_and_the_node_stays_cordoned(
+    cluster: Cluster, lone: Callable[..., Machine], hooked: list[str]
+) -> None:
+    machine = lone(cluster.config("node-3"))
+    cluster.wait_ready("node-3")
+    farewell = web("farewell", 1, int(hooked[0]), nodeSelector={"kubernetes.io/hostname": "node-3"})
+    cluster.apply(farewell)
+    try:
+        cluster.kubectl("wait", "deployment/farewell", "--for=condition=Available", "--timeout=120s", timeout=130.0)
+        call(machine, "shutdown")
+        until("NotReady", lambda: ready_condition(cluster, "node-3")["reason"] == "NodeShutdown", 120)
+        assert machine.wait_exit(60.0), "it is off"
+    finally:
+        cluster.kubectl("delete", "deployment", "farewell")
+    assert hooked.count("/farewell") == 1, "the preStop hook ran"
+    left = node(cluster, "node-3")
+    assert left["spec"]["unschedulable"] is True
+    assert CORDONED in left["metadata"]["annotations"]
+
+
+@pytest.mark.cluster
 def test_a_budget_that_cannot_be_met_is_honoured_until_the_deadline(
-    cluster: Cluster, nodes: Mapping[str, Machine], applied: Callable[..., None]
+    cluster: Cluster, nodes: Mapping[str, Machine], work: Work
 ) -> None:
     machine = nodes["node-1"]
-    applied(budget("stubborn", 1), deployment("stubborn", 1, nodeSelector={"kubernetes.io/hostname": "node-1"}))
-    until("its pod", lambda: where(cluster, "stubborn") == ["node-1"], RUNNING)
+    work.apply(budget("stubborn", 1), web("stubborn", 1, nodeSelector={"kubernetes.io/hostname": "node-1"}))
+    until("its pod", lambda: where(work, "stubborn") == ["node-1"], RUNNING)
     with machine.next_boot(BACK):
         begun = time.monotonic()
         call(machine, "reboot")
         drained = machine.wait_for(lambda event: event["kind"] == "drain", 120.0, name="the drain's end")
         assert time.monotonic() - begun > 50, "the budget was honoured as long as drain_seconds says"
         assert len(drained["left"]) == 1
-        assert drained["left"][0].startswith("default/stubborn-")
+        assert drained["left"][0].startswith(f"{NAMESPACE}/stubborn-")
         assert "budget" in drained["left"][0]
     came_back(cluster, machine, "node-1")
 
@@ -174,20 +168,29 @@ def test_a_node_that_a_person_cordoned_stays_cordoned(cluster: Cluster, nodes: M
         with machine.next_boot(BACK):
             call(machine, "reboot")
         cluster.wait_ready("node-2", BACK)
-        state = until("Ready by its own word", lambda: (s := call(machine, "status"))["ready"] and s, BACK)
+        state = until("Ready by its own word", lambda: (found := status(machine))["ready"] and found, BACK)
         assert state["cluster"]["cordoned"] is True
         assert node(cluster, "node-2")["spec"]["unschedulable"] is True
     finally:
         cluster.kubectl("uncordon", "node-2")
 
 
-def holder(cluster: Cluster) -> str | None:
-    """Who holds the one Lease that there is with maxUnavailable 1; None if nobody does."""
+def holder(cluster: Cluster, number: int = 0) -> str | None:
+    """Who holds a Lease for a reboot; None if nobody does."""
     try:
-        lease = cluster.control_plane.api.get(f"{SLOTS}/initd-reboot-0")
-    except StatusError:
+        lease = cluster.control_plane.api.get(f"{SLOTS}/initd-reboot-{number}")
+    except StatusError as error:
+        if error.code != 404:
+            raise
         return None
     return lease["spec"].get("holderIdentity") or None
+
+
+def hold(cluster: Cluster, number: int, name: str | None) -> None:
+    """Have a Lease held by somebody else, or by nobody."""
+    metadata = {"name": f"initd-reboot-{number}", "namespace": "kube-system"}
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
+    cluster.apply({**lease, "spec": {"holderIdentity": name}})
 
 
 @pytest.mark.cluster
@@ -200,30 +203,21 @@ def test_coordinated_reboots_need_a_role_and_the_node_says_so(nodes: Mapping[str
 
 
 @pytest.mark.cluster
-def test_coordinated_reboots_go_one_at_a_time(
-    cluster: Cluster, nodes: Mapping[str, Machine], role: Callable[[], None]
-) -> None:
-    role()
-    api, first, second = cluster.control_plane.api, nodes["node-1"], nodes["node-2"]
-    metadata = {"name": "initd-reboot-0", "namespace": "kube-system"}
-    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
-    lease["spec"] = {"holderIdentity": "node-9"}
-    if holder(cluster) is None:
-        try:
-            api.create(SLOTS, lease)
-        except StatusError:
-            api.patch(f"{SLOTS}/initd-reboot-0", {"spec": lease["spec"]})
+@pytest.mark.usefixtures("role")
+def test_coordinated_reboots_go_one_at_a_time(cluster: Cluster, nodes: Mapping[str, Machine]) -> None:
+    first, second = nodes["node-1"], nodes["node-2"]
+    hold(cluster, 0, "node-9")
     boot_id = first.verify()["boot_id"]
     assert call(first, "reboot", False, True) is None
-    assert "node-9" in call(first, "status")["turn"]["waits_for"]
-    assert call(first, "status")["ready"], "it works on while it waits"
+    assert "node-9" in status(first)["turn"]["waits_for"]
+    assert status(first)["ready"], "it works on while it waits"
     assert first.verify()["boot_id"] == boot_id
 
     with first.next_boot(BACK):
-        api.patch(f"{SLOTS}/initd-reboot-0", {"spec": {"holderIdentity": None}})
+        hold(cluster, 0, None)
         until("node-1 holds the Lease", lambda: holder(cluster) == "node-1", 60)
         assert call(second, "reboot", False, True) is None, "the other has to wait"
-        assert "node-1" in call(second, "status")["turn"]["waits_for"]
+        assert "node-1" in status(second)["turn"]["waits_for"]
     with second.next_boot(BACK):
         came_back(cluster, first, "node-1")
         until("node-2 holds the Lease", lambda: holder(cluster) == "node-2", 60)
@@ -232,10 +226,8 @@ def test_coordinated_reboots_go_one_at_a_time(
 
 
 @pytest.mark.cluster
-def test_a_node_that_does_not_come_back_keeps_its_lease(
-    cluster: Cluster, nodes: Mapping[str, Machine], role: Callable[[], None]
-) -> None:
-    role()
+@pytest.mark.usefixtures("role")
+def test_a_node_that_does_not_come_back_keeps_its_lease(cluster: Cluster, nodes: Mapping[str, Machine]) -> None:
     first, second = nodes["node-1"], nodes["node-2"]
     call(second, "reboot", False, True)
     until("node-2 holds the Lease", lambda: holder(cluster) == "node-2", 60)
@@ -243,8 +235,12 @@ def test_a_node_that_does_not_come_back_keeps_its_lease(
     second.pause()  # it hangs for good, as far as the cluster sees
     try:
         assert call(first, "reboot", False, True) is None
-        assert "node-2" in call(first, "status")["turn"]["waits_for"]
+        assert "node-2" in status(first)["turn"]["waits_for"]
         first.wait_for(lambda event: event["kind"] == "turn", 10.0, name="a turn that is waited for")
+        begun, boot_id = time.monotonic(), first.verify()["boot_id"]
+        until("some more tries", lambda: time.monotonic() > begun + 5 * TURN_SECONDS, 6 * TURN_SECONDS)
+        assert "node-2" in status(first)["turn"]["waits_for"]
+        assert first.verify()["boot_id"] == boot_id
         assert holder(cluster) == "node-2"
     finally:
         second.resume()
@@ -253,8 +249,30 @@ def test_a_node_that_does_not_come_back_keeps_its_lease(
     came_back(cluster, first, "node-1")
 
 
-@pytest.fixture(scope="module")
-def role(cluster: Cluster) -> Callable[[], None]:
-    """Grant nodes what the README's chapter Rights has a user apply."""
+@pytest.mark.cluster
+@pytest.mark.usefixtures("role")
+def test_as_many_may_be_down_as_the_configuration_says(cluster: Cluster, lone: Callable[..., Machine]) -> None:
+    for number, name in enumerate(("node-8", "node-9")):
+        hold(cluster, number, name)
+    machine = lone(cluster.config("node-3", cluster={"max_unavailable": 2}))
+    cluster.wait_ready("node-3")
+    until("ready", lambda: status(machine)["ready"], JOIN)
+    assert call(machine, "reboot", False, True) is None
+    assert re.search("node-8.*node-9", status(machine)["turn"]["waits_for"])
+    with machine.next_boot(BACK):
+        hold(cluster, 1, None)
+        until("node-3 holds a Lease", lambda: holder(cluster, 1) == "node-3", 60)
+    came_back(cluster, machine, "node-3")
+    until("node-3 holds none", lambda: holder(cluster, 1) is None, 60)
+    assert holder(cluster) == "node-8"
+
+
+@pytest.fixture
+def role(cluster: Cluster) -> Iterator[None]:
+    """Nodes may do what the README's chapter Rights has a user apply, for one test."""
     (objects,) = re.findall(r"### Rights\n.*?```yaml\n(.*?)```", README.read_text(), re.DOTALL)
-    return lambda: print(cluster.kubectl("apply", "-f", "-", text=objects))
+    objects = objects.replace("[initd-reboot-0]", "[initd-reboot-0, initd-reboot-1]")  # as it says, for two
+    cluster.kubectl("apply", "-f", "-", text=objects)
+    yield
+    cluster.kubectl("delete", "-f", "-", text=objects)
+    cluster.kubectl("delete", "leases", "-n", "kube-system", "--ignore-not-found", "initd-reboot-0", "initd-reboot-1")

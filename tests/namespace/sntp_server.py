@@ -45,7 +45,7 @@ def answer(
 def on_loopback() -> Iterator[None]:
     """Be a good one on this machine's loopback, in a thread: a machine in QEMU reaches it at 10.0.2.2."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", PORT))
+        _bind(sock)
 
         def serve() -> None:
             while True:
@@ -61,6 +61,18 @@ def on_loopback() -> Iterator[None]:
         finally:
             sock.sendto(b"", sock.getsockname())
             thread.join()
+
+
+def _bind(sock: socket.socket) -> None:
+    """Wait a minute for the port, of which there is one on a machine: another run of the tests may have it."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return sock.bind(("127.0.0.1", PORT))
+        except OSError as error:
+            if time.monotonic() > end:
+                raise OSError(error.errno, f"port {PORT} of loopback: {error.strerror}; ss -ulp says whose") from error
+            time.sleep(0.2)
 
 
 def main() -> None:
