@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+REGISTRY = "cluster.initd.test"  # in the names of the images that are made for the harness
 CHUNK = 1 << 20
 NAMES = "io.containerd.image.name"
 _REQUEST = re.compile(r"/v2/(?P<name>[a-z0-9./_-]+)/(?P<kind>manifests|blobs)/(?P<reference>[A-Za-z0-9._:-]+)")
@@ -106,17 +107,17 @@ class _Server(ThreadingHTTPServer):
 class Registry:
     """Serves the images of folders from now until close(). Raises ValueError for an archive that is none."""
 
-    def __init__(self, *folders: Path, port: int = 0) -> None:
+    def __init__(self, *folders: Path) -> None:
         archives = [archive for folder in folders for archive in sorted(folder.glob("*.tar"))]
         blobs = dict(entry for archive in archives for entry in _images(archive))
-        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.blobs = blobs
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="registry", daemon=True)
         self._thread.start()
 
     @property
     def port(self) -> int:
-        """The TCP port on 127.0.0.1: a free one unless one was asked for."""
+        """The TCP port on 127.0.0.1."""
         return int(self._server.server_address[1])
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import initd
 from initd.config import containerd
+from qemu.registry import REGISTRY
 from rootfs import closed, debian, golang, initramfs, python, tree
 from rootfs import cluster as cluster_images
 from rootfs import conformance as conformance_images
@@ -195,7 +196,7 @@ def cluster(progress: Progress) -> Cluster:
     archive = debian.Archive(cache)
     parts = _parts(cache)
     builds = {spec.name: golang.build(cache, parts.tools, spec) for spec in golang.CLUSTER_BUILDS}
-    inputs = (parts.base.path.name, parts.native.name, repr(archive.packages("cluster")))
+    inputs = (parts.base.path.name, parts.native.name, repr(archive.packages("cluster")), REGISTRY)
     sources = _recipe("build.py", "cluster.py", "closed.py")
 
     def make(target: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from native.oci import File, Image, write
+from qemu.registry import REGISTRY
 from rootfs.closed import LIBRARY_PATHS
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from rootfs.tools import Tools
 
-REGISTRY = "cluster.initd.test"
 BALLAST = 32 << 20  # bytes of an image for whoever has to see whether it is still there
 LOADER = "ld-linux-x86-64.so.2"
 

@@ -15,14 +15,13 @@ _MERGE = "application/merge-patch+json"
 
 
 class StatusError(Exception):
-    """The API server refused a request; `code` is the HTTP status, `reason` Kubernetes' word for it."""
+    """The API server refused a request; `code` is the HTTP status."""
 
     def __init__(self, method: str, path: str, code: int, body: bytes) -> None:
         try:
-            status = json.loads(body)
-            message, self.reason = str(status.get("message")), str(status.get("reason"))
+            message = str(json.loads(body).get("message"))
         except (ValueError, AttributeError):
-            message, self.reason = body.decode(errors="replace"), ""
+            message = body.decode(errors="replace")
         super().__init__(f"{method} {path}: {code} {message}")
         self.code = code
 
@@ -39,21 +38,21 @@ class Api:
         return http.client.HTTPSConnection("127.0.0.1", self._port, timeout=timeout, context=self._context)
 
     def _send(
-        self, connection: http.client.HTTPSConnection, method: str, path: str, body: object, kind: str
+        self, connection: http.client.HTTPSConnection, method: str, path: str, body: object = None
     ) -> http.client.HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
+        kind = _MERGE if method == "PATCH" else "application/json"
         connection.request(method, path, data, {"Content-Type": kind, "Accept": "application/json"})
         answer = connection.getresponse()
         if answer.status >= 300:
             raise StatusError(method, path, answer.status, answer.read())
         return answer
 
-    def raw(self, method: str, path: str, body: object = None, *, timeout: float = 30.0, kind: str = _MERGE) -> bytes:
+    def raw(self, method: str, path: str, body: object = None, *, timeout: float = 30.0) -> bytes:
         """Return the answer's body. Raises StatusError, or OSError if the server is not there."""
         connection = self._connect(timeout)
         try:
-            kind = kind if method == "PATCH" else "application/json"
-            return self._send(connection, method, path, body, kind).read()
+            return self._send(connection, method, path, body).read()
         except http.client.HTTPException as error:
             raise ConnectionError(f"{method} {path}: {error!r}") from error
         finally:
@@ -86,7 +85,7 @@ class Api:
         """
         connection = self._connect(timeout)
         try:
-            answer = self._send(connection, "GET", f"{path}?watch=1", None, "application/json")
+            answer = self._send(connection, "GET", f"{path}?watch=1")
             while line := answer.readline():
                 yield json.loads(line)
         except (OSError, http.client.HTTPException):

@@ -82,7 +82,7 @@ class ControlPlane:
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._certificates()
-        self.api = Api(self.port, self._pki("ca.crt"), self._pki("admin.crt"), self._pki("admin.key"))
+        self.api = Api(self.port, self.pki / "ca.crt", self.pki / "admin.crt", self.pki / "admin.key")
         for user in ("admin", "controller-manager", "scheduler"):
             self.write_kubeconfig(self.folder / f"{user}.kubeconfig", user)
         proxy = egress.Proxy(self.folder / "egress.sock", self._dial)
@@ -170,21 +170,18 @@ class ControlPlane:
 
     def bootstrap_kubeconfig(self, token: str, server: str | None = None, ca: Path | None = None) -> str:
         """Return the text of a kubeconfig with which a node joins by `token`."""
-        ca = ca or self._pki("ca.crt")
+        ca = ca or self.pki / "ca.crt"
         return _kubeconfig(server or f"https://{HOST}:{self.port}", ca, {"token": token})
 
     def write_kubeconfig(self, path: Path, user: str) -> None:
         """Write a kubeconfig of this host for a user that `pki` has a certificate of."""
         credentials = {
-            "client-certificate": str(self._pki(f"{user}.crt")),
-            "client-key": str(self._pki(f"{user}.key")),
+            "client-certificate": f"{self.pki}/{user}.crt",
+            "client-key": f"{self.pki}/{user}.key",
         }
-        path.write_text(_kubeconfig(f"https://{LOOPBACK}:{self.port}", self._pki("ca.crt"), credentials))
+        path.write_text(_kubeconfig(f"https://{LOOPBACK}:{self.port}", self.pki / "ca.crt", credentials))
 
     # Its parts.
-
-    def _pki(self, name: str) -> Path:
-        return self.pki / name
 
     def _certificates(self) -> None:
         self.pki.mkdir(mode=0o700, exist_ok=True)
@@ -203,8 +200,8 @@ class ControlPlane:
         return [
             f"--data-dir={self.folder}/etcd", f"--listen-client-urls={url}", f"--advertise-client-urls={url}",
             f"--listen-peer-urls=http://{LOOPBACK}:0", "--unsafe-no-fsync", "--log-level=warn",
-            f"--cert-file={self._pki('etcd.crt')}", f"--key-file={self._pki('etcd.key')}",
-            f"--trusted-ca-file={self._pki('ca.crt')}", "--client-cert-auth",
+            f"--cert-file={self.pki}/etcd.crt", f"--key-file={self.pki}/etcd.key",
+            f"--trusted-ca-file={self.pki}/ca.crt", "--client-cert-auth",
         ]  # fmt: skip
 
     def _api_server(self) -> list[str]:
@@ -223,18 +220,17 @@ class ControlPlane:
         (self.folder / "egress.json").write_text(json.dumps(selector))
         return [
             f"--bind-address={LOOPBACK}", f"--secure-port={self.port}", f"--advertise-address={HOST}",
-            f"--etcd-servers=https://{LOOPBACK}:{self._etcd_port}", f"--etcd-cafile={self._pki('ca.crt')}",
-            f"--etcd-certfile={self._pki('apiserver-client.crt')}",
-            f"--etcd-keyfile={self._pki('apiserver-client.key')}",
-            f"--tls-cert-file={self._pki('apiserver.crt')}", f"--tls-private-key-file={self._pki('apiserver.key')}",
-            f"--client-ca-file={self._pki('ca.crt')}", "--enable-bootstrap-token-auth",
+            f"--etcd-servers=https://{LOOPBACK}:{self._etcd_port}", f"--etcd-cafile={self.pki}/ca.crt",
+            f"--etcd-certfile={self.pki}/apiserver-client.crt", f"--etcd-keyfile={self.pki}/apiserver-client.key",
+            f"--tls-cert-file={self.pki}/apiserver.crt", f"--tls-private-key-file={self.pki}/apiserver.key",
+            f"--client-ca-file={self.pki}/ca.crt", "--enable-bootstrap-token-auth",
             "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
             "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-key-file={self._pki('service-accounts.pub')}",
-            f"--service-account-signing-key-file={self._pki('service-accounts.key')}",
-            f"--kubelet-client-certificate={self._pki('apiserver-client.crt')}",
-            f"--kubelet-client-key={self._pki('apiserver-client.key')}",
-            f"--kubelet-certificate-authority={self._pki('ca.crt')}", "--kubelet-preferred-address-types=InternalIP",
+            f"--service-account-key-file={self.pki}/service-accounts.pub",
+            f"--service-account-signing-key-file={self.pki}/service-accounts.key",
+            f"--kubelet-client-certificate={self.pki}/apiserver-client.crt",
+            f"--kubelet-client-key={self.pki}/apiserver-client.key",
+            f"--kubelet-certificate-authority={self.pki}/ca.crt", "--kubelet-preferred-address-types=InternalIP",
             f"--service-cluster-ip-range={SERVICES}", "--allow-privileged=true",
             f"--egress-selector-config-file={self.folder}/egress.json", f"--cert-dir={self.folder}",
         ]  # fmt: skip
@@ -243,9 +239,8 @@ class ControlPlane:
         return [
             f"--kubeconfig={self.folder}/controller-manager.kubeconfig", "--leader-elect=false", "--secure-port=0",
             "--controllers=*,tokencleaner", "--use-service-account-credentials",
-            f"--root-ca-file={self._pki('ca.crt')}",
-            f"--service-account-private-key-file={self._pki('service-accounts.key')}",
-            f"--cluster-signing-cert-file={self._pki('ca.crt')}", f"--cluster-signing-key-file={self._pki('ca.key')}",
+            f"--root-ca-file={self.pki}/ca.crt", f"--service-account-private-key-file={self.pki}/service-accounts.key",
+            f"--cluster-signing-cert-file={self.pki}/ca.crt", f"--cluster-signing-key-file={self.pki}/ca.key",
             f"--cluster-signing-duration={self._certificate_seconds}s",
             "--allocate-node-cidrs", f"--cluster-cidr={PODS}", f"--service-cluster-ip-range={SERVICES}",
         ]  # fmt: skip

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qemu.cluster.controlplane import HOST, PODS
+from qemu.registry import REGISTRY
 
-REGISTRY = "cluster.initd.test"
 NAMESPACE = "kube-system"
 _RBAC = "rbac.authorization.k8s.io"
 _HEALTH = 10256  # kube-proxy's
