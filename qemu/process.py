@@ -1,4 +1,4 @@
-"""The QEMU process: started so that it cannot outlive the harness, and watched so that nobody waits for a dead one."""
+"""A process that cannot outlive the harness that started it, watched so that nobody waits for a dead one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """One QEMU. on_exit is called with its exit status, in a thread of its own, once it is gone."""
+    """One program. on_exit is called with its exit status, in a thread of its own, once it is gone."""
 
     def __init__(self, command: Sequence[str], fds: Sequence[int], log: Path, on_exit: Callable[[int], None]) -> None:
-        # The kernel sends the parent-death signal when the *thread* that forked ends, so the thread that starts QEMU is
+        # The kernel sends the parent-death signal when the *thread* that forked ends, so the thread that starts it is
         # the one that waits for it.
+        self._name = command[0].rpartition("/")[2]
         self._command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         self._fds = tuple(fds)
         self._log = log
@@ -27,14 +28,14 @@ class Process:
         self._exited = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="qemu", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
 
     def start(self) -> None:
         """Start it. Raises HarnessError if it cannot be executed; what it says later is in the log."""
         self._thread.start()
         self._started.wait()
         if self._error is not None:
-            raise HarnessError(f"cannot start QEMU: {self._error}")
+            raise HarnessError(f"cannot start {self._name}: {self._error}")
 
     @property
     def pid(self) -> int:
