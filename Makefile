@@ -9,7 +9,7 @@ ARGS ?=
 .PHONY: help setup image boot cluster test test-faults test-cluster lint bench lock fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what this machine lacks (Debian packages, Python packages, native extension)
 	@command -v python3 >/dev/null || { $(SUDO) apt-get -qq update && $(SUDO) apt-get -qq install -y python3; }
