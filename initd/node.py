@@ -121,8 +121,11 @@ class Node:
                 reasons.append(f"{service.spec.name}: {service.state.value}")
             elif not service.healthy:
                 reasons.append(f"{service.spec.name}: not healthy yet")
-        if "cluster" in self.workers and (self.cluster is None or not self.cluster["ready"]):
-            reasons.append(f"cluster: {(self.cluster and self.cluster['reason']) or 'not asked yet'}")
+        if "cluster" in self.workers:
+            if self.workers["cluster"].state is State.CRASH_LOOP:
+                reasons.append(f"cluster: its worker is in {State.CRASH_LOOP.value}")
+            elif self.cluster is None or not self.cluster["ready"]:
+                reasons.append(f"cluster: {(self.cluster and self.cluster['reason']) or 'not asked yet'}")
         return reasons
 
     def update(self) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from initd import cgroups, log, mounts, native
 from initd.api.protocol import ApiError, Code
 from initd.events import boottime
 from initd.files import read
 from initd.supervise.states import State
+from initd.supervise.workers import WorkerGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +28,12 @@ FORCED = 1.5
 SYNC_SECONDS = 3.0
 RESERVE = 8.0  # for what comes after the pods
 POLL = 0.05
+DRAIN_LEAST = 2.0  # seconds that it makes sense to begin with
+WORKER_SECONDS = 0.5  # until one that has ended is asked for again
 NOT_READY_SECONDS = 5.0
 TURN_SECONDS = 10.0
 ANSWER_SECONDS = 8.0  # for the API's caller, who waits no longer than 10
+HELD = 1000  # characters of who has what is waited for
 KEPT_MOUNTS = {"/", "/proc", "/sys", "/dev", "/run"}
 COMMANDS = {"reboot": native.RebootCommand.RESTART, "shutdown": native.RebootCommand.POWER_OFF}
 
@@ -83,48 +87,85 @@ async def coordinate(node: Node, by: str) -> float | None:
     """
     if "cluster" not in node.workers:
         raise ApiError(Code.FAILED_PRECONDITION, "this node joins no cluster: there is nobody to wait for")
-    held = await _held(node, ANSWER_SECONDS)
-    if not held or node.shutdown is not None:
-        return request(node, "reboot", by)
-    if node.turn is None:
-        _waits(node, by, held)
+    if node.turn is not None:
+        return None
+    node.turn = {"by": by, "waits_for": "the API server's answer"}
+    # A caller who goes away must not leave a Lease behind that nobody knows of.
+    return await asyncio.shield(_ask_first(node))
+
+
+async def _ask_first(node: Node) -> float | None:
+    try:
+        seconds = await _try(node, ANSWER_SECONDS)
+    except ApiError:
+        node.turn = None
+        raise
+    if node.turn is not None:
         node.spawn_task(lambda: wait_for_turn(node), "turn")
-    return None
+    return seconds
 
 
 async def wait_for_turn(node: Node) -> None:
-    """Reboot as soon as it may; until a shutdown begins that waits for nobody."""
-    while (turn := node.turn) is not None:
+    """Reboot as soon as it may; until that is called off, or a shutdown begins that waits for nobody."""
+    while node.turn is not None:
         await asyncio.sleep(TURN_SECONDS)
         try:
-            held = await _held(node, 3 * TURN_SECONDS)
+            await _try(node, 3 * TURN_SECONDS)
         except ApiError as error:
-            held = error.message
-        if node.turn is not turn:
-            continue
-        if not held:
-            request(node, "reboot", turn["by"])
-        elif held != turn["waits_for"]:
-            _waits(node, turn["by"], held)
+            _waits(node, error.message)
+
+
+async def _try(node: Node, seconds: float) -> float | None:
+    """Ask for a turn and reboot with it: returns the seconds it may take, None if there is none. Raises ApiError
+    PERMISSION_DENIED.
+    """
+    held = await _held(node, seconds)
+    if node.turn is None:  # called off meanwhile, or overtaken
+        if not held and node.shutdown is None:
+            await _give_back(node)
+        return None
+    if not held:
+        return request(node, "reboot", node.turn["by"])
+    _waits(node, held)
+    return None
+
+
+def call_off(node: Node) -> bool:
+    """Have a reboot that waits for its turn wait no longer; whether there was one."""
+    turn, node.turn = node.turn, None
+    if turn is not None:
+        log.info("a reboot that waited for its turn is called off", by=turn["by"])
+    return turn is not None
+
+
+async def _give_back(node: Node) -> None:
+    try:
+        await node.workers["cluster"].call("give_turn_back", _count(node))
+    except ApiError as error:
+        log.warning("a Lease is kept until the next reboot", reason=error.message)
+
+
+def _count(node: Node) -> int:
+    cluster = node.config.cluster if node.config is not None else None
+    return cluster.max_unavailable if cluster is not None else 1
 
 
 async def _held(node: Node, seconds: float) -> str:
     """Take a turn; what it waits for, if there is none to be had. Raises ApiError PERMISSION_DENIED."""
-    cluster = node.config.cluster if node.config is not None else None
     try:
-        count = cluster.max_unavailable if cluster is not None else 1
-        holders = await node.workers["cluster"].call("take_turn", count, timeout=seconds)
+        holders = await node.workers["cluster"].call("take_turn", _count(node), timeout=seconds)
     except ApiError as error:
         if error.code is Code.PERMISSION_DENIED:
             raise
         return error.message
-    return ", ".join(holders)
+    return ", ".join(holders)[:HELD]
 
 
-def _waits(node: Node, by: str, held: str) -> None:
-    node.turn = {"by": by, "waits_for": held}
-    log.info("a reboot waits for its turn", **node.turn)
-    node.events.emit("turn", **node.turn)
+def _waits(node: Node, held: str) -> None:
+    if node.turn is not None and node.turn["waits_for"] != held:
+        node.turn = {**node.turn, "waits_for": held}
+        log.info("a reboot waits for its turn", **node.turn)
+        node.events.emit("turn", **node.turn)
 
 
 def begin(node: Node, shutdown: Shutdown) -> None:
@@ -167,21 +208,37 @@ async def _wait(done: Callable[[], bool], seconds: float) -> bool:
 
 async def drain(node: Node, shutdown: Shutdown) -> None:
     """Have the node cordoned and its pods evicted, while the kubelet lives: it heeds budgets and runs preStop hooks."""
-    seconds = min(shutdown.left() - _seconds(node), _drain_seconds(node))
-    if seconds < 1 or node.cluster is None or not node.cluster["joined"]:
+    end = boottime() + min(shutdown.left() - _seconds(node), _drain_seconds(node))
+    kubelet = node.services.get("kubelet")
+    if node.cluster is None or not node.cluster["joined"] or kubelet is None or kubelet.state is not State.RUNNING:
         return
-    call = asyncio.ensure_future(node.workers["cluster"].call("drain", seconds, timeout=seconds + 1))
-    # A request that comes meanwhile may have no time for this.
-    await _wait(lambda: call.done() or shutdown.left() < _seconds(node) - 2, seconds + 2)
-    call.cancel()
     try:
-        result = await call
+        result = await _drained(node, shutdown, end)
     except (ApiError, asyncio.CancelledError) as error:
         log.warning("not drained", reason=str(error) or "no time")
         return
     write = log.warning if result["left"] else log.info
     write("drained", **result)
     node.events.emit("drain", **result)
+
+
+async def _drained(node: Node, shutdown: Shutdown, end: float) -> Any:
+    """What the worker says of the drain; one that dies at it has a successor, who goes on. Raises ApiError, and
+    CancelledError when there is no time.
+    """
+    while True:
+        seconds = end - boottime()
+        if seconds < DRAIN_LEAST:
+            raise asyncio.CancelledError
+        # The worker may have to be started first, which is not in the time that it is given.
+        call = asyncio.ensure_future(node.workers["cluster"].call("drain", seconds - 1, timeout=seconds + 1))
+        # A request that comes meanwhile may have no time for this.
+        await _wait(lambda: call.done() or shutdown.left() < _seconds(node) - 2, seconds + 2)  # noqa: B023 of this turn
+        call.cancel()
+        try:
+            return await call
+        except WorkerGoneError:
+            await asyncio.sleep(WORKER_SECONDS)
 
 
 async def stop_kubelet(node: Node, shutdown: Shutdown) -> None:

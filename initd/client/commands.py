@@ -95,6 +95,7 @@ COMMANDS = (
     Command("boot-times", "the boot's phases as bars, with the critical path", "boot.times", view=views.boot_times),
     Command("last-boot", "why the boot before this one ended", "boot.last", view=views.last_boot),
     Command("reboot", "restart the machine", "reboot", (_FORCE, _COORDINATED), views.ending),
+    Command("reboot cancel", "call off a reboot that waits for its turn", "reboot.cancel", view=views.called_off),
     Command("shutdown", "power the machine off", "shutdown", (_FORCE,), views.ending),
 )  # fmt: skip
 

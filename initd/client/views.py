@@ -125,6 +125,10 @@ def ending(value: float | None, _: Style) -> str:
     return f"the node stops within {duration(value)}"
 
 
+def called_off(value: bool, _: Style) -> str:
+    return "called off" if value else "no reboot waits for its turn"
+
+
 def restarted(value: bool, _: Style) -> str:
     return "restarting" if value else "not restarted"
 

@@ -14,10 +14,12 @@ from initd.cluster.server import MERGE, STRATEGIC, Server
 
 CORDONED = "initd.io/cordoned"  # the boot in which initd did it
 MIRROR = "kubernetes.io/config.mirror"
-PATIENCE = 10.0  # seconds for an API server that cannot be reached
+PATIENCE = 10.0  # seconds, or a quarter of all, for an API server that does not do what it could
+AT_ONCE = 6  # requests: one that hangs must not hold up the rest
 ROUND_SECONDS = 1.0
 MARGIN_SECONDS = 2.0  # between the end of a pod's grace and the drain's
 LISTED = 20
+FINAL = {Code.PERMISSION_DENIED, Code.UNAUTHENTICATED, Code.NOT_FOUND, Code.FAILED_PRECONDITION}
 
 
 class Drained(TypedDict):
@@ -28,23 +30,25 @@ class Drained(TypedDict):
 
 
 async def drain(server: Server, seconds: float) -> Drained:
-    """Cordon the node and evict its pods, until all are gone or `seconds` are over. Raises ApiError if the node cannot
-    be cordoned, or nothing may be evicted.
+    """Cordon the node and evict its pods, until all are gone, nothing but pods that may not be evicted has been left
+    for a while, or `seconds` are over. Raises ApiError if the node cannot be cordoned, or its pods not be listed.
     """
-    end = time.monotonic() + seconds
+    end, patience = time.monotonic() + seconds, max(PATIENCE, seconds / 4)
     evicted: set[str] = set()
     left: dict[str, str] = {}
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await _cordon(server)
+            await _cordon(server, patience)
+            hoped = time.monotonic()
             while True:
                 try:
-                    await _round(server, end, evicted, left)
+                    if await _round(server, end, evicted, left):
+                        hoped = time.monotonic()
                 except ApiError as error:
                     if error.code is Code.PERMISSION_DENIED:
                         raise
                     left = left or {"its pods": error.message}
-                if not left:
+                if not left or time.monotonic() > hoped + patience:
                     break
                 await asyncio.sleep(ROUND_SECONDS)  # nothing but a watch would tell, which is no cheaper
     lines = [f"{pod}: {why}" for pod, why in left.items()]
@@ -52,15 +56,16 @@ async def drain(server: Server, seconds: float) -> Drained:
     return {"evicted": len(evicted), "left": lines[:LISTED] + more}
 
 
-async def _cordon(server: Server) -> None:
-    give_up = time.monotonic() + PATIENCE
+async def _cordon(server: Server, patience: float) -> None:
+    give_up = time.monotonic() + patience
     while True:
         try:
             node = await server.request("get the node", "GET", f"/api/v1/nodes/{server.node}")
-            if not node.spec.unschedulable:  # else it is somebody else's doing, and theirs to undo
+            # What is cordoned without a note is somebody else's doing, and theirs to undo.
+            if not node.spec.unschedulable or CORDONED in node.metadata.annotations:
                 await set_cordoned(server, cordoned=True)
         except ApiError as error:
-            if error.code is not Code.UNAVAILABLE or time.monotonic() > give_up:
+            if error.code in FINAL or time.monotonic() > give_up:
                 raise
             await asyncio.sleep(ROUND_SECONDS)
         else:
@@ -70,33 +75,34 @@ async def _cordon(server: Server) -> None:
 async def set_cordoned(server: Server, *, cordoned: bool) -> None:
     """Cordon the node, with a note that initd did it in this boot; or undo both. Raises ApiError."""
     note, spec = {CORDONED: server.boot_id if cordoned else None}, {"unschedulable": cordoned or None}
-    body, what = (
-        {"metadata": {"annotations": note}, "spec": spec},
-        "cordon the node" if cordoned else "uncordon the node",
-    )
+    body, what = {"metadata": {"annotations": note}, "spec": spec}, f"{'' if cordoned else 'un'}cordon the node"
     await server.request(what, "PATCH", f"/api/v1/nodes/{server.node}", body, kind=MERGE)
 
 
-async def _round(server: Server, end: float, evicted: set[str], left: dict[str, str]) -> None:
-    """Ask once for each pod that is still there; `left` has those then, and what each waits for. Raises ApiError."""
+async def _round(server: Server, end: float, evicted: set[str], left: dict[str, str]) -> bool:
+    """Ask once for each pod that is still there; `left` has those then, and what each waits for. Returns whether there
+    is one that may be evicted. Raises ApiError.
+    """
     path = f"/api/v1/pods?fieldSelector=spec.nodeName%3D{server.node}"
     pods = [pod async for pod in server.pages("list the node's pods", path) if is_evicted(pod)]
     names = [f"{pod.metadata.namespace}/{pod.metadata.name}" for pod in pods]
     for gone in left.keys() - set(names):
         del left[gone]
-    for pod_name, pod in zip(names, pods, strict=True):
-        if pod.metadata.deletion_timestamp is not None:
-            left[pod_name] = "still ending"
-            continue
-        try:
-            await _evict(server, pod, end - time.monotonic() - MARGIN_SECONDS)
-        except ApiError as error:
-            if error.code is Code.PERMISSION_DENIED:
-                raise
-            left[pod_name] = error.message
-        else:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(name: str, pod: Object) -> bool:
+        if pod.metadata.deletion_timestamp is None:
+            try:
+                async with gate:
+                    await _evict(server, pod, end - time.monotonic() - MARGIN_SECONDS)
+            except ApiError as error:
+                left[name] = error.message
+                return error.code is not Code.PERMISSION_DENIED  # which a namespace that ends, or a webhook, says, too
             evicted.add(pod.metadata.uid)
-            left[pod_name] = "still ending"
+        left[name] = "still ending"
+        return True
+
+    return any(await asyncio.gather(*map(ask, names, pods)))
 
 
 def is_evicted(pod: Object) -> bool:

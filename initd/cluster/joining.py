@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from initd.cluster.server import Server
+from initd.cluster.server import Server, line
 
 _SIGNER = "kubernetes.io%2Fkube-apiserver-client-kubelet"
 _REQUESTS = f"/apis/certificates.k8s.io/v1/certificatesigningrequests?fieldSelector=spec.signerName%3D{_SIGNER}"
@@ -24,16 +24,16 @@ def read(path: str) -> dict[str, Any]:
 
 async def why_not(server: Server) -> str:
     """What has become of the node's newest certificate signing request. Raises ApiError."""
-    pages = server.pages("list certificate signing requests", _REQUESTS)
+    pages = server.pages("list certificate signing requests", _REQUESTS, 250)
     mine = [request async for request in pages if is_of(request.spec.request, server.node)]
     if not mine:
         return "the kubelet has not sent a certificate signing request yet"
     newest = max(mine, key=lambda request: request.metadata.creation_timestamp)
-    what = f"certificate signing request {newest.metadata.name}"
+    what = f"certificate signing request {line(newest.metadata.name)}"
     conditions = {condition.type: condition for condition in newest.status.conditions}
     for bad in ("Denied", "Failed"):
         if bad in conditions:
-            return f"{what} {bad.lower()}: {conditions[bad].message or conditions[bad].reason}"
+            return f"{what} {bad.lower()}: {line(conditions[bad].message or conditions[bad].reason)}"
     if "Approved" not in conditions:
         return f"{what} pending approval"
     if not newest.status.certificate:

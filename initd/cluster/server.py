@@ -24,9 +24,9 @@ from initd.cluster.objects import Object
 SECONDS = 10.0
 ANSWER_BYTES = 4 << 20
 TEXT = 300  # characters that are kept of what the server says
-PAGE, PAGES = 50, 200
+PAGES = 200
 MERGE, STRATEGIC = "application/merge-patch+json", "application/strategic-merge-patch+json"
-_CODES = {404: Code.NOT_FOUND, 409: Code.ABORTED, 410: Code.ABORTED, 429: Code.RESOURCE_EXHAUSTED}
+_CODES = {404: Code.NOT_FOUND, 409: Code.ABORTED, 429: Code.RESOURCE_EXHAUSTED}
 _WRONG_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED (openssl/x509_vfy.h)
 
 
@@ -94,30 +94,34 @@ class Server:
         if status == http.HTTPStatus.UNAUTHORIZED:
             raise self._error(Code.UNAUTHENTICATED, f"{self._user} refused (401)")
         if status == http.HTTPStatus.FORBIDDEN:
-            raise ApiError(Code.PERMISSION_DENIED, f"may not {what}: 403, see the README, Rights")
-        raise ApiError(_CODES.get(status, Code.INTERNAL), f"{what}: {status}, {_line(str(said))}")
+            text = f"may not {what}: 403, see the README, Rights: {line(str(said))}"
+            raise ApiError(Code.PERMISSION_DENIED, text)
+        raise ApiError(_CODES.get(status, Code.INTERNAL), f"{what}: {status}, {line(str(said))}")
 
-    async def pages(self, what: str, path: str) -> AsyncIterator[Object]:
-        """Each item of a list, asked for in parts. Raises ApiError."""
+    async def pages(self, what: str, path: str, page: int = 50) -> AsyncIterator[Object]:
+        """Each item of a list, asked for in parts of so many. Raises ApiError."""
         rest = ""
         for _ in range(PAGES):
-            page = await self.request(what, "GET", f"{path}&limit={PAGE}&continue={quote(rest, '')}")
-            for found in page.items:
+            part = await self.request(what, "GET", f"{path}&limit={page}&continue={quote(rest, '')}")
+            for found in part.items:
                 yield found
-            rest = page.metadata.rest
+            rest = part.metadata.rest
             if not rest:
                 return
         raise ApiError(Code.INTERNAL, f"{what}: more than {PAGES} pages")
 
     async def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
         connection = http.client.HTTPSConnection(self._host, self._port, timeout=SECONDS, context=self._tls)
-        line: socket.socket | None = None
+        wire: socket.socket | None = None
+        given_up = False
 
         def exchange() -> tuple[int, bytes]:
-            nonlocal line
+            nonlocal wire
             with closing(connection):
                 connection.connect()
-                line = connection.sock
+                wire = connection.sock
+                if given_up:  # while a name was looked up, which nothing ends
+                    raise TimeoutError
                 connection.request(method, path, body, headers)
                 with connection.getresponse() as answer:
                     return answer.status, answer.read(ANSWER_BYTES + 1)
@@ -128,9 +132,10 @@ class Server:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._error(Code.UNAVAILABLE, _words(error)) from None
         finally:
-            if line is not None:
+            given_up = True
+            if wire is not None:
                 with suppress(OSError):
-                    line.shutdown(socket.SHUT_RDWR)  # so that the thread ends, too
+                    wire.shutdown(socket.SHUT_RDWR)  # so that the thread ends, too
 
     def _error(self, code: Code, text: str) -> ApiError:
         return ApiError(code, f"API server {self.url}: {text}")
@@ -147,9 +152,9 @@ def _words(error: Exception) -> str:
             return f"unreachable: no answer in {SECONDS:g} s"
         case OSError(strerror=reason):
             return f"unreachable: {reason or error}"
-    return f"not an HTTP server's answer: {_line(repr(error))}"
+    return f"not an HTTP server's answer: {line(repr(error))}"
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
     """Text of a stranger in one line, and not without end."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:TEXT]

@@ -2,18 +2,18 @@
 
 There are as many as nodes may be down at once. None expires: who does not come back keeps its own, and the rest wait.
 NodeRestriction keeps nodes from all Leases but their own heartbeat, so these are a service account's, as which nodes
-may act (the README's Rights); its name and theirs are all that they have in common.
+may act (the README's Rights), in a namespace that has nothing else.
 """
 
 import time
 
 from initd.api.protocol import ApiError, Code
 from initd.cluster.objects import Object
-from initd.cluster.server import MERGE, Server
+from initd.cluster.server import MERGE, Server, line
 
-ACCOUNT = "system:serviceaccount:kube-system:initd-reboot"
+ACCOUNT = "system:serviceaccount:initd-reboot:node"
 BOOT = "initd.io/boot"  # the boot in which a Lease was taken
-_LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/initd-reboot/leases"
 _WHAT = "hold Leases for a reboot"
 
 
@@ -39,16 +39,16 @@ async def take(server: Server, count: int) -> list[str]:
             holders[number] = "another node"  # was quicker
         else:
             return []
-    return [f"{_name(number)} is held by {holder}" for number, holder in enumerate(holders)]
+    return [f"{_name(number)} is held by {line(holder)}" for number, holder in enumerate(holders)]
 
 
-async def give_back(server: Server, count: int) -> None:
-    """Let go of what this node took in an earlier boot. Raises ApiError."""
+async def give_back(server: Server, count: int, *, earlier: bool = True) -> None:
+    """Let go of what this node took in an `earlier` boot, or else in this one. Raises ApiError."""
     for number in range(count):
         lease = await _get(server, number)
         if lease is None or lease.spec.holder_identity != server.node:
             continue
-        if lease.metadata.annotations.get(BOOT) != server.boot_id:
+        if (lease.metadata.annotations.get(BOOT) != server.boot_id) is earlier:
             await _write(server, number, lease, {"metadata": {}, "spec": {"holderIdentity": None}})
 
 
@@ -72,4 +72,4 @@ async def _write(server: Server, number: int, lease: Object | None, body: dict[s
 
 
 def _name(number: int) -> str:
-    return f"initd-reboot-{number}"
+    return f"slot-{number}"

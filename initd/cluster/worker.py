@@ -32,17 +32,20 @@ class Cluster:
         self._told: ClusterState | None = None
         self._asked = asyncio.Event()
         self._settled = False
+        self._owes = True  # what an earlier boot may have left is to be taken back
         self._leaving = False  # and asked for more soon
         link.handle("configure", self.configure)
         link.handle("drain", self.drain)
         link.handle("not_ready", lambda reason: drain.not_ready(self._server(), reason))
         link.handle("take_turn", lambda count: turn.take(self._server(), count))
+        link.handle("give_turn_back", lambda count: turn.give_back(self._server(), count, earlier=False))
 
     async def configure(self, config: dict[str, Any], told: ClusterState | None = None) -> None:
         """Take the configuration: name, boot_id, max_unavailable (Leases), kubeconfig (the path of the one for
         bootstrap); and what PID 1 has been told by an earlier process.
         """
         self._config, self._told = {**config, **joining.read(config["kubeconfig"])}, told
+        self._owes = not (told and told["ready"] and told["reason"] is None)
         self._asked.set()
 
     async def drain(self, seconds: float) -> drain.Drained:
@@ -62,12 +65,12 @@ class Cluster:
                 state = await self.look()
             except Exception as error:  # whatever was wrong with an answer: the next may be better
                 log.exception("cluster not understood")
-                state = self._state(joined=False, reason=f"{type(error).__name__}: {error}")
+                state = self._state(joined=False, reason=f"{type(error).__name__}: {error}"[:500])
             if state != self._told:
                 self._told = state
                 await self._link.notify("state", state)
-            self._settled = state["ready"]
-            delay = RESTED if state["ready"] else min(delay * 1.5, LATER) if delay < RESTED else SOON
+            self._settled = state["ready"] and not self._owes
+            delay = RESTED if self._settled else min(delay * 1.5, LATER) if delay < RESTED else SOON
             await asyncio.sleep(delay)
 
     async def look(self) -> ClusterState:
@@ -100,22 +103,21 @@ class Cluster:
             why = ready.message or ready.reason or f"status {ready.status or 'missing'}"
             return self._state(cordoned=cordoned, reason=f"node NotReady: {why}"[:500])
         reason = None
-        try:
-            if node.metadata.annotations.get(drain.CORDONED, server.boot_id) != server.boot_id:
+        if self._owes:
+            try:
+                await turn.give_back(server, self._config["max_unavailable"])
+                self._owes = False
+            except ApiError as error:
+                self._owes = error.code is not Code.PERMISSION_DENIED  # else this node can hold none
+                reason = error.message if self._owes else None
+        if not self._leaving and node.metadata.annotations.get(drain.CORDONED, server.boot_id) != server.boot_id:
+            try:
                 await drain.set_cordoned(server, cordoned=False)
                 cordoned = False
-            if self._told is None or not self._told["ready"]:
-                await self._give_back(server)
-        except ApiError as error:
-            reason = error.message
+            except ApiError as error:
+                self._owes = self._owes or error.code is not Code.PERMISSION_DENIED
+                reason = error.message
         return self._state(ready=True, cordoned=cordoned, reason=reason)
-
-    async def _give_back(self, server: Server) -> None:
-        try:
-            await turn.give_back(server, self._config["max_unavailable"])
-        except ApiError as error:
-            if error.code is not Code.PERMISSION_DENIED:  # else this node can hold none
-                raise
 
     async def _why_not_joined(self) -> str:
         if not self._config.get("token") and not self._config.get("certificate"):

@@ -24,6 +24,10 @@ BY_CLOCK = "its time has come"
 WAKE_SECONDS = (1.0, 86400.0)  # the soonest and the latest that a resting worker is started
 
 
+class WorkerGoneError(ApiError):
+    """The worker has ended; if it is still wanted, there is soon another one."""
+
+
 class Worker(Service):
     """A supervised worker. One that says that it is idle is stopped; a call, its time, or what can be read from a
     descriptor that it handed over starts it again.
@@ -143,7 +147,7 @@ class Worker(Service):
                 call.set_exception(self._unavailable(self.last_exit or "not running"))
 
     def _unavailable(self, why: str) -> Exception:
-        return ApiError(Code.UNAVAILABLE, f"worker {self.spec.name}: {why}")
+        return WorkerGoneError(Code.UNAVAILABLE, f"worker {self.spec.name}: {why}")
 
     def tell(self, method: str, *params: object) -> None:
         """Send a notification, which one that does not run or read never gets. Needs no loop: it may be starting."""

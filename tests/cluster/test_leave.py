@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BACK = 240.0  # seconds until a node that reboots is Ready again
 RUNNING = 120.0
-SLOTS = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+SLOTS = "/apis/coordination.k8s.io/v1/namespaces/initd-reboot/leases"
 CORDONED = "initd.io/cordoned"
 
 
@@ -178,7 +178,7 @@ def test_a_node_that_a_person_cordoned_stays_cordoned(cluster: Cluster, nodes: M
 def holder(cluster: Cluster, number: int = 0) -> str | None:
     """Who holds a Lease for a reboot; None if nobody does."""
     try:
-        lease = cluster.control_plane.api.get(f"{SLOTS}/initd-reboot-{number}")
+        lease = cluster.control_plane.api.get(f"{SLOTS}/slot-{number}")
     except StatusError as error:
         if error.code != 404:
             raise
@@ -188,7 +188,7 @@ def holder(cluster: Cluster, number: int = 0) -> str | None:
 
 def hold(cluster: Cluster, number: int, name: str | None) -> None:
     """Have a Lease held by somebody else, or by nobody."""
-    metadata = {"name": f"initd-reboot-{number}", "namespace": "kube-system"}
+    metadata = {"name": f"slot-{number}", "namespace": "initd-reboot"}
     lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
     cluster.apply({**lease, "spec": {"holderIdentity": name}})
 
@@ -271,8 +271,7 @@ def test_as_many_may_be_down_as_the_configuration_says(cluster: Cluster, lone: C
 def role(cluster: Cluster) -> Iterator[None]:
     """Nodes may do what the README's chapter Rights has a user apply, for one test."""
     (objects,) = re.findall(r"### Rights\n.*?```yaml\n(.*?)```", README.read_text(), re.DOTALL)
-    objects = objects.replace("[initd-reboot-0]", "[initd-reboot-0, initd-reboot-1]")  # as it says, for two
+    objects = objects.replace("[slot-0]", "[slot-0, slot-1]")  # as it says, for two
     cluster.kubectl("apply", "-f", "-", text=objects)
     yield
-    cluster.kubectl("delete", "-f", "-", text=objects)
-    cluster.kubectl("delete", "leases", "-n", "kube-system", "--ignore-not-found", "initd-reboot-0", "initd-reboot-1")
+    cluster.kubectl("delete", "-f", "-", text=objects)  # the namespace with its Leases, too

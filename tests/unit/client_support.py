@@ -129,6 +129,7 @@ PODS: list[types.PodInfo] = [
     },
 ]
 ANSWERS: dict[str, Any] = {
+    "reboot.cancel": True,
     "version": {"version": "0.1.0", "kernel": "6.12", "python": "3.13.5", "boot_id": "b", "image": None},
     "status": STATUS,
     "services": SERVICES,

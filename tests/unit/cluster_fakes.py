@@ -160,7 +160,7 @@ class Store:
                 return Object()
         return msgspec.convert(self._found(what, path), Object)
 
-    async def pages(self, _what: str, path: str) -> AsyncIterator[Object]:
+    async def pages(self, _what: str, path: str, _page: int = 50) -> AsyncIterator[Object]:
         self.fail("GET", path)
         kind = urlsplit(path).path.rsplit("/", 1)[1]
         assert parse_qs(urlsplit(path).query)["fieldSelector"]

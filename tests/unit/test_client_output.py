@@ -151,9 +151,9 @@ def test_the_cluster_is_shown_below_the_node() -> None:
     ]
     assert lines(ready=False, reason="away") == ["  cluster  https://10.0.2.2:6443  NotReady"]
     assert lines(joined=False, ready=False) == ["  cluster  https://10.0.2.2:6443  not joined"]
-    waits = {**node, "turn": {"by": "uid 0", "waits_for": "initd-reboot-0 is held by node-2"}}
+    waits = {**node, "turn": {"by": "uid 0", "waits_for": "slot-0 is held by node-2"}}
     text = views.status(cast("types.NodeStatus", waits), PLAIN)
-    assert text.endswith("\n  reboot, asked for by uid 0, waits: initd-reboot-0 is held by node-2")
+    assert text.endswith("\n  reboot, asked for by uid 0, waits: slot-0 is held by node-2")
 
 
 def test_a_service_that_fails_is_shown_with_its_last_lines() -> None:

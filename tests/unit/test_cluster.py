@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from initd.cluster.server import Server
 
 NODE = "/api/v1/nodes/node-1"
-LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/initd-reboot/leases"
 REQUESTS = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 READY = {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"bootID": "boot-2"}}
 URL = "https://10.0.2.2:6443"
@@ -164,12 +165,51 @@ def test_an_api_server_that_is_away_is_tried_again_but_not_for_the_cordon_alone(
     assert leave(store) == {"evicted": 1, "left": []}
 
 
-@pytest.mark.parametrize("where", [NODE, "/pods?", "/eviction"])
+@pytest.mark.parametrize("where", [NODE, "/pods?"])
 def test_what_a_node_may_not_do_ends_the_drain_at_once(store: Store, where: str) -> None:
     store.pod("web")
     store.fail = refuse(Code.PERMISSION_DENIED, "may not: 403", where)
     with pytest.raises(ApiError, match="may not: 403"):
         leave(store, 60.0)
+
+
+def test_a_pod_that_may_not_be_evicted_holds_up_no_other_and_is_not_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain, "PATIENCE", 0.2)
+    kubelet = Kubelet(store)
+
+    def fail(method: str, path: str) -> None:
+        if "ending" in path and "eviction" in path:
+            raise ApiError(Code.PERMISSION_DENIED, "may not evict pods: 403")
+        kubelet(method, path)
+
+    store.fail = fail
+    for name in ("ending", "web"):
+        store.pod(name)
+    begun = time.monotonic()
+    assert leave(store, 0.8) == {"evicted": 1, "left": ["default/ending: may not evict pods: 403"]}
+    assert time.monotonic() - begun < 0.7
+
+
+def test_a_cordon_is_tried_again_whatever_the_server_said(store: Store) -> None:
+    kubelet = Kubelet(store)
+    failures = [Code.INTERNAL, Code.RESOURCE_EXHAUSTED, Code.ABORTED]
+
+    def fail(method: str, path: str) -> None:
+        if path == NODE and failures:
+            raise ApiError(failures.pop(), "not now")
+        kubelet(method, path)
+
+    store.fail = fail
+    store.pod("web")
+    assert leave(store) == {"evicted": 1, "left": []}
+
+
+def test_a_cordon_of_an_earlier_boot_is_this_one_s_from_now_on(store: Store) -> None:
+    store.put(NODE, status=READY, spec={"unschedulable": True}, metadata={"annotations": {drain.CORDONED: "boot-1"}})
+    leave(store)
+    assert store.objects[NODE]["metadata"]["annotations"] == {drain.CORDONED: "boot-2"}
 
 
 def test_pods_that_could_not_even_be_listed_are_not_said_to_be_gone(store: Store) -> None:
@@ -238,7 +278,7 @@ def holders(store: Store) -> list[str | None]:
 
 def test_one_node_after_the_other(store: Store) -> None:
     assert take(store) == []
-    assert take(store, "node-2") == ["initd-reboot-0 is held by node-1"]
+    assert take(store, "node-2") == ["slot-0 is held by node-1"]
     assert take(store) == [], "it is this node's already"
     give_back(store, "node-1", 1, "boot-2")
     assert holders(store) == ["node-1"], "not in the boot in which it was taken: the reboot is still to come"
@@ -285,7 +325,7 @@ class Racing(Store):
 def test_however_nodes_race_no_more_than_so_many_have_a_turn(first: set[int], count: int, made: int) -> None:
     store = Racing(first, count)
     for number in range(min(made, count)):
-        store.put(f"{LEASES}/initd-reboot-{number}")
+        store.put(f"{LEASES}/slot-{number}")
     if take(store, count=count) == []:
         store.sure.append("node-1")
     assert sorted(filter(None, holders(store))) == sorted(store.sure)
@@ -507,6 +547,36 @@ def test_a_lease_is_given_back_once_the_node_is_ready_again(bench: Bench) -> Non
     assert holders(bench.store) == ["node-1"], "asked for at each look"
     assert bench.look() == stands(ready=True)
     assert holders(bench.store) == [None]
+
+
+@pytest.mark.parametrize("where", [NODE, "/leases/"])
+def test_what_is_owed_is_tried_again_until_it_is_done(bench: Bench, where: str) -> None:
+    assert take(bench.store, boot="boot-1") == []
+    bench.store.put(
+        NODE, status=READY, spec={"unschedulable": True}, metadata={"annotations": {drain.CORDONED: "boot-1"}}
+    )
+    cluster = bench.make()
+
+    def fail(method: str, path: str) -> None:
+        if method == "PATCH" and where in path:
+            raise ApiError(Code.INTERNAL, "500, etcdserver: leader changed")
+
+    bench.store.fail = fail
+    found = asyncio.run(cluster.look())
+    assert (found["ready"], found["reason"]) == (True, "500, etcdserver: leader changed")
+    bench.store.fail = lambda *_: None
+    found = asyncio.run(cluster.look())
+    assert (found["reason"], found["cordoned"], holders(bench.store)) == (None, False, [None])
+
+
+def test_a_node_that_is_being_drained_is_not_uncordoned(bench: Bench) -> None:
+    bench.store.put(
+        NODE, status=READY, spec={"unschedulable": True}, metadata={"annotations": {drain.CORDONED: "boot-2"}}
+    )
+    cluster = bench.make()
+    asyncio.run(cluster.drain(5.0))
+    bench.store.objects[NODE]["metadata"]["annotations"] = {drain.CORDONED: "boot-1"}
+    assert asyncio.run(cluster.look())["cordoned"] is True
 
 
 def test_what_a_node_may_not_do_is_said_and_it_goes_on(bench: Bench) -> None:

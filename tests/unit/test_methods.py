@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from initd.api.registry import Method
 
 # What changes the node, or shows what only root could see.
-RESTRICTED = {"service.restart": Role.OPERATOR, "files": Role.OPERATOR, "reboot": Role.ADMIN, "shutdown": Role.ADMIN}
+RESTRICTED = {
+    "service.restart": Role.OPERATOR,
+    "files": Role.OPERATOR,
+    "reboot": Role.ADMIN,
+    "shutdown": Role.ADMIN,
+    "reboot.cancel": Role.ADMIN,
+}
 PEER = Peer(10, 0, 0, Role.ADMIN, "pid 10, uid 0")
 
 

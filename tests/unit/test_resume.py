@@ -90,7 +90,7 @@ def test_the_next_life_is_as_the_last(checkpoint: int, monkeypatch: pytest.Monke
 
 def test_a_reboot_that_waits_for_its_turn_goes_on_waiting(checkpoint: int, monkeypatch: pytest.MonkeyPatch) -> None:
     _, node = lived(monkeypatch)
-    node.turn = {"by": "the test", "waits_for": "initd-reboot-0 is held by node-2"}
+    node.turn = {"by": "the test", "waits_for": "slot-0 is held by node-2"}
     node.cluster = {"server": "https://x", "joined": True, "ready": True, "cordoned": False, "reason": None}
     resume.save(node, 0, checkpoint)
     _, again = lived(monkeypatch)

@@ -14,6 +14,7 @@ from initd import cgroups, log, native, shutdown
 from initd.api.protocol import ApiError, Code
 from initd.node import Node
 from initd.supervise.states import State
+from initd.supervise.workers import WorkerGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,13 +137,14 @@ class Cluster(FakeService):
         self.asked.set()
         if method not in self.answers:
             await asyncio.Event().wait()
-        return self.answers[method](*params)
+        answer = self.answers[method](*params)
+        return await answer if asyncio.iscoroutine(answer) else answer
 
 
 def test_a_node_of_a_cluster_is_drained_while_its_kubelet_lives(machine: Machine) -> None:
     Cluster(machine)
     did = machine.run(reboot)
-    assert did[:4] == ["drain 60 in 61.0", "stop kubelet", "not_ready reboot of the node in 5.0", "kill kubepods"]
+    assert did[:4] == ["drain 59 in 61.0", "stop kubelet", "not_ready reboot of the node in 5.0", "kill kubepods"]
     (told, drained) = [event for event in machine.node.events.since(0) if event["kind"] in {"shutdown", "drain"}]
     assert cast("Any", told)["deadline_seconds"] == 90
     assert cast("Any", drained)["evicted"] == 2
@@ -203,6 +205,29 @@ def coordinated(machine: Machine, *requests: Callable[[Node], object]) -> list[o
     return given + [event["waits_for"] for event in told]
 
 
+def test_a_worker_that_dies_in_a_drain_has_a_successor_who_goes_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "WORKER_SECONDS", 0.0)
+    ends = [True, True, False]
+
+    def drain(_seconds: float) -> dict[str, Any]:
+        if ends.pop(0):
+            raise WorkerGoneError(Code.UNAVAILABLE, "worker cluster: killed by SIGKILL")
+        return {"evicted": 2, "left": []}
+
+    Cluster(machine).answers["drain"] = drain
+    did = machine.run(reboot)
+    assert [each.split()[0] for each in did[:4]] == ["drain", "drain", "drain", "stop"]
+    assert [event for event in machine.node.events.since(0) if event["kind"] == "drain"]
+
+
+def test_pods_of_a_dead_kubelet_are_not_waited_for(machine: Machine) -> None:
+    Cluster(machine)
+    machine.services["kubelet"].state = State.CRASH_LOOP
+    assert "drain" not in " ".join(machine.run(reboot))
+
+
 def test_a_turn_that_is_free_is_taken_at_once(machine: Machine) -> None:
     Cluster(machine).answers["take_turn"] = lambda count: [] if count == 2 else ["?"]
     assert coordinated(machine) == [90.0]
@@ -223,13 +248,49 @@ def test_a_turn_is_waited_for_whatever_happens(machine: Machine, monkeypatch: py
         list,
     ]
     Cluster(machine).answers["take_turn"] = lambda _count: answers.pop(0)()
-    seen: list[object] = []
+    seen: list[Any] = []
     found = coordinated(machine, lambda node: seen.append((node.turn, node.status()["turn"], node.phase)))
     assert found == [None, "0 is held by node-2, 1 is held by node-3", "away"]
-    turn = {"by": "the test", "waits_for": "0 is held by node-2, 1 is held by node-3"}
-    assert seen == [(turn, turn, "booting")], "the node goes on"
+    ((turn, shown, phase),) = seen
+    assert turn == shown
+    assert (turn["by"], turn["waits_for"] in found, phase) == ("the test", True, "booting"), "the node goes on"
     assert machine.did[-1] == "RESTART"
     assert machine.node.turn is None
+
+
+def test_a_turn_is_waited_for_though_who_asked_has_gone(machine: Machine) -> None:
+    cluster, answer = Cluster(machine), asyncio.Event()
+
+    async def slow(_count: int) -> list[str]:
+        await answer.wait()
+        return []
+
+    async def whole() -> None:
+        machine.node.loop = asyncio.get_running_loop()
+        asked = asyncio.ensure_future(shutdown.coordinate(machine.node, by="the test"))
+        await cluster.asked.wait()
+        asked.cancel()
+        answer.set()
+        async with asyncio.timeout(10):
+            await machine.off.wait()
+
+    cluster.answers["take_turn"] = slow
+    asyncio.run(whole())
+    assert machine.did[-1] == "RESTART"
+
+
+@pytest.mark.parametrize("held", [[], ["0 is held by node-2"]])
+def test_a_reboot_that_is_called_off_leaves_no_lease(machine: Machine, held: list[str]) -> None:
+    cluster, given = Cluster(machine), list[int]()
+
+    def take(_count: int) -> list[str]:
+        assert shutdown.call_off(machine.node)
+        return held
+
+    cluster.answers |= {"take_turn": take, "give_turn_back": given.append}
+    assert not shutdown.call_off(machine.node)
+    assert coordinated(machine, reboot) == [None]
+    assert given == ([] if held else [2])
 
 
 def test_a_second_request_waits_with_the_first_and_one_without_a_turn_does_not(machine: Machine) -> None:

@@ -124,6 +124,12 @@ async def reboot(call: Call, force: bool = False, coordinated: bool = False) -> 
     return _request(call, "reboot", force=force)
 
 
+@method("reboot.cancel", Role.ADMIN)
+async def cancel_reboot(call: Call) -> bool:
+    """Call off a reboot that waits for its turn; returns whether there was one."""
+    return shutdown.call_off(call.node)
+
+
 @method("shutdown", Role.ADMIN)
 async def power_off(call: Call, force: bool = False) -> float:
     """Stop everything in order and power the machine off; returns the seconds it may take. `force` waits for no one."""
