@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from qemu.probe import container, pod
 from rootfs import golang
 from rootfs.cache import Cache
 from rootfs.progress import Progress
 from tests.cluster import cis
+from tests.cluster.work import container, pod
 from tests.vm.conftest import until
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from qemu.cluster import Cluster
     from qemu.machine import Machine
+    from tests.cluster.work import Work
 
 BENCHMARK = ("kube-bench", "github.com/aquasecurity/kube-bench", "cfg/cis-1.10/node.yaml")
 FILES = {
@@ -114,19 +115,9 @@ def test_the_kubelets_summary_is_complete(cluster: Cluster, nodes: Mapping[str, 
 
 
 @pytest.mark.cluster
-def test_containerds_metrics_are_scraped(cluster: Cluster, nodes: Mapping[str, Machine]) -> None:
-    assert "node-1" in nodes
-    scraper = pod(
-        "scraper",
-        container("scraper", "web", "get", "127.0.0.1", "1338", "/v1/metrics"),
-        hostNetwork=True,
-        nodeName="node-1",
-        restartPolicy="Never",
-    )
-    cluster.apply(scraper)
-    try:
-        cluster.kubectl("wait", "pod/scraper", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
-        text = cluster.kubectl("logs", "scraper")
-    finally:
-        cluster.kubectl("delete", "pod", "scraper")
-    assert {"containerd_build_info_total", "go_goroutines"} <= metrics(text)
+def test_containerds_metrics_are_scraped(work: Work) -> None:
+    main = container("main", "web", "get", "127.0.0.1", "1338", "/v1/metrics")
+    work.apply(pod("scraper", main, hostNetwork=True, nodeName="node-1"))
+    work.ended("scraper")
+    found = metrics(work.logs("scraper"))
+    assert {"containerd_build_info_total", "containerd_cri_container_create_seconds_count"} <= found
