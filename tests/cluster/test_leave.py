@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import re
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pytest
 from initd.api.protocol import ApiError, Code
 from initd.shutdown import TURN_SECONDS
 from qemu.cluster.api import StatusError
+from qemu.probe import Probe
 from tests.cluster.conftest import JOIN, status
 from tests.cluster.work import NAMESPACE, container, controller, ready, spec
 from tests.readme import README
@@ -143,15 +145,17 @@ def test_a_shutdown_leaves_as_a_reboot_does_and_the_node_stays_cordoned(
 
 
 @pytest.mark.cluster
-def test_a_budget_that_cannot_be_met_is_honoured_until_the_deadline(
+def test_a_budget_that_cannot_be_met_is_honoured_until_the_deadline_by_a_second_worker_too(
     cluster: Cluster, nodes: Mapping[str, Machine], work: Work
 ) -> None:
-    machine = nodes["node-1"]
+    machine, probe = nodes["node-1"], Probe(nodes["node-1"])
     work.apply(budget("stubborn", 1), web("stubborn", 1, nodeSelector={"kubernetes.io/hostname": "node-1"}))
     until("its pod", lambda: where(work, "stubborn") == ["node-1"], RUNNING)
     with machine.next_boot(BACK):
         begun = time.monotonic()
         call(machine, "reboot")
+        until("cordoned", lambda: node(cluster, "node-1")["spec"].get("unschedulable"), 30)
+        probe.do("kill", pid=probe.process("initd-cluster")["pid"], signal=int(signal.SIGKILL))
         drained = machine.wait_for(lambda event: event["kind"] == "drain", 120.0, name="the drain's end")
         assert time.monotonic() - begun > 50, "the budget was honoured as long as drain_seconds says"
         assert len(drained["left"]) == 1
