@@ -31,6 +31,13 @@ class KissError(RefusedError):
     """The server wants to be asked no more; the text has its kiss code."""
 
 
+class RateError(KissError):
+    """The server wants to be asked, but more rarely."""
+
+
+_KISSES = {b"DENY": KissError, b"RSTR": KissError, b"RATE": RateError}  # INIT and others: it has no time yet
+
+
 def request(nonce: bytes) -> bytes:
     """A question that tells nothing of this machine; the nonce of 8 bytes takes its timestamp's place, and returns."""
     return _PACKET.pack(_CLIENT, 0, 0, 0, 0, 0, b"", 0, b"", 0, int.from_bytes(nonce, "big"))
@@ -39,16 +46,16 @@ def request(nonce: bytes) -> bytes:
 def judge(data: bytes, nonce: bytes, sent: float, received: float) -> float:
     """How many seconds this clock is behind the server's; `sent` and `received` are what it said then.
 
-    Raises RefusedError, and KissError if the answer is a kiss-o'-death.
+    Raises RefusedError; KissError or RateError if the answer is a kiss-o'-death.
     """
     if len(data) < _PACKET.size:
         raise RefusedError(f"{len(data)} bytes, an NTP packet has at least {_PACKET.size}")
     flags, stratum, _, _, delay, dispersion, code, _, origin, arrival, departure = _PACKET.unpack_from(data)
     if flags & 7 != _SERVER or origin != nonce:
         raise RefusedError("an answer to another question")
-    if stratum == 0:
-        raise KissError(f"kiss-o'-death {code.rstrip(bytes(1)).decode('ascii', 'replace')!r}")
-    if flags >> 6 == 3 or stratum > 15 or not departure or (delay / 2 + dispersion) / 65536 > FURTHEST:
+    if stratum == 0 and code in _KISSES:
+        raise _KISSES[code](f"kiss-o'-death {code.decode()!r}")
+    if flags >> 6 == 3 or not 0 < stratum < 16 or not departure or (delay / 2 + dispersion) / 65536 > FURTHEST:
         raise RefusedError("the server does not know the time itself")
     arrived, left = _seconds(arrival), _seconds(departure)
     if not -0.001 <= (received - sent) - (left - arrived) <= SLOWEST:
@@ -63,7 +70,7 @@ def _seconds(timestamp: int) -> float:
 
 
 async def ask(server: str) -> float:
-    """See `judge`. Raises RefusedError or KissError, or OSError if it cannot be asked."""
+    """See `judge`. Raises what that does, or OSError if it cannot be asked."""
     loop, problem = asyncio.get_running_loop(), f"no answer for {ANSWER_SECONDS:g} s"
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -128,7 +135,7 @@ class Clock:
 
     async def _round(self, servers: list[str], before: TimeState | None) -> TimeState:
         denied = list(before["denied"]) if before else []
-        chosen, offset, problems = None, None, []
+        chosen, offset, problems, rarely = None, None, [], False
         for server in servers:
             if server in denied:
                 continue
@@ -138,11 +145,13 @@ class Clock:
             except (RefusedError, OSError) as error:
                 chosen = None
                 problems.append(f"{server}: {error}")
-                if isinstance(error, KissError):
+                if isinstance(error, RateError):
+                    rarely = True
+                elif isinstance(error, KissError):
                     denied.append(server)
         least, most = FAILING if chosen is None else WORKING
         same = before is not None and (before["server"] is None) == (chosen is None)
-        wait = min(most, max(least, 2 * before["wait"])) if before and same else least
+        wait = most if rarely else min(most, max(least, 2 * before["wait"])) if before and same else least
         reason = None if chosen else "; ".join(problems) or "no server wants to be asked"
         due = boottime() + wait
         return {"server": chosen, "offset": offset, "reason": reason, "due": due, "wait": wait, "denied": denied}

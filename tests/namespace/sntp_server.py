@@ -1,4 +1,4 @@
-"""A time server that says what it is told to: `good`, `silent`, `lying` (it answers what nobody asked) or `kiss`.
+"""A time server that says what it is told to: `good`, `silent`, `lying` (it answers what nobody asked), or a kiss code.
 
 Run at the server's end of the cable: the first argument is which, the second by how many seconds its clock is ahead.
 """
@@ -89,8 +89,8 @@ def main() -> None:
             case "lying":
                 for _ in range(3):
                     sock.sendto(answer(request, now + 1e6, origin=b"whatever"), peer)
-            case "kiss":
-                sock.sendto(answer(request, now, stratum=0, code=b"DENY"), peer)
+            case "DENY" | "RATE" | "INIT":
+                sock.sendto(answer(request, now, stratum=0, code=how.encode()), peer)
         print("asked", flush=True)
 
 

@@ -345,15 +345,19 @@ def test_time_is_asked_of_the_leases_server_and_told_as_an_offset(lan: Lan) -> N
 
 
 @pytest.mark.parametrize(
-    ("how", "problem"),
+    ("how", "problem", "wait", "again"),
     [
-        ("silent", "10.5.0.1: no answer for 2 s"),
-        ("lying", "10.5.0.1: an answer to another question"),
-        ("kiss", "10.5.0.1: kiss-o'-death 'DENY'"),
-        (None, "10.5.0.1: [Errno 111] Connection refused"),
+        ("silent", "no answer for 2 s", 1, "no answer for 2 s"),
+        ("lying", "an answer to another question", 1, "an answer to another question"),
+        ("INIT", "the server does not know the time itself", 1, "the server does not know the time itself"),
+        ("DENY", "kiss-o'-death 'DENY'", 1, None),
+        ("RATE", "kiss-o'-death 'RATE'", 1024, ""),
+        (None, "[Errno 111] Connection refused", 1, "[Errno 111] Connection refused"),
     ],
 )
-def test_a_time_server_that_gives_no_time(lan: Lan, how: str | None, problem: str) -> None:
+def test_a_time_server_that_gives_no_time(
+    lan: Lan, how: str | None, problem: str, wait: int, again: str | None
+) -> None:
     lan.plug()
     server = lan.script("sntp_server.py", how, "0") if how else None
     if server:
@@ -361,8 +365,10 @@ def test_a_time_server_that_gives_no_time(lan: Lan, how: str | None, problem: st
     worker = lan.worker()
     worker.configure({"name": "eth0", "addresses": ["10.5.0.20/24"]}, ntp=["10.5.0.1"])
     told = worker.heard_of_time()
-    assert (told["server"], told["offset"], told["reason"], told["wait"]) == (None, None, problem, 1)
-    assert worker.heard_of_time()["reason"] == ("no server wants to be asked" if how == "kiss" else problem)
+    assert (told["server"], told["offset"], told["wait"]) == (None, None, wait)
+    assert told["reason"] == f"10.5.0.1: {problem}"
+    if again != "":
+        assert worker.heard_of_time()["reason"] == (f"10.5.0.1: {again}" if again else "no server wants to be asked")
 
 
 def test_a_worker_that_rests_is_back_when_the_time_is_to_be_asked_again(lan: Lan) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from initd.network import sntp
 from initd.network.packet import RefusedError
-from initd.network.sntp import Clock, KissError, judge, request
+from initd.network.sntp import Clock, KissError, RateError, judge, request
 from tests.namespace.sntp_server import answer
 from tests.unit.api_support import until
 
@@ -52,6 +52,9 @@ def test_2036_is_followed_by_2037(now: float) -> None:
         (ASKED, "another question"),
         (answer(ASKED, NOW, flags=3 << 6 | 4 << 3 | 4), "does not know"),
         (answer(ASKED, NOW, stratum=16), "does not know"),
+        (answer(ASKED, NOW, stratum=0, code=b"INIT"), "does not know"),  # ntpd and others that have just started
+        (answer(ASKED, NOW, stratum=0, code=b"STEP"), "does not know"),
+        (answer(ASKED, NOW, stratum=0, flags=3 << 6 | 4 << 3 | 4, code=b""), "does not know"),  # chrony
         (answer(ASKED, NOW, delay=40.0), "does not know"),
         (answer(ASKED, NOW)[:40] + bytes(8), "does not know"),  # when it left
         (answer(ASKED, NOW, departed=1.0), "under way"),
@@ -63,11 +66,19 @@ def test_what_is_no_answer_is_refused_by_its_reason(reply: bytes, problem: str) 
         judge(reply, NONCE, NOW, NOW + 0.01)
 
 
-def test_a_kiss_of_death_has_its_code() -> None:
-    with pytest.raises(KissError, match="kiss-o'-death 'RATE'"):
-        judge(answer(ASKED, NOW, stratum=0, code=b"RATE"), NONCE, NOW, NOW + 0.01)
+@pytest.mark.parametrize(("code", "kind"), [("DENY", KissError), ("RSTR", KissError), ("RATE", RateError)])
+def test_a_kiss_of_death_has_its_code(code: str, kind: type[KissError]) -> None:
+    with pytest.raises(KissError, match=f"kiss-o'-death '{code}'") as caught:
+        judge(answer(ASKED, NOW, stratum=0, code=code.encode()), NONCE, NOW, NOW + 0.01)
+    assert type(caught.value) is kind
     with pytest.raises(RefusedError, match="another question"):  # anybody could send that
-        judge(answer(ASKED, NOW, stratum=0, origin=b"\1" * 8), NONCE, NOW, NOW + 0.01)
+        judge(answer(ASKED, NOW, stratum=0, code=code.encode(), origin=b"\1" * 8), NONCE, NOW, NOW + 0.01)
+
+
+def test_no_other_answer_is_a_kiss_of_death() -> None:
+    with pytest.raises(RefusedError) as caught:
+        judge(answer(ASKED, NOW, stratum=0, code=b"INIT"), NONCE, NOW, NOW + 0.01)
+    assert not isinstance(caught.value, KissError)
 
 
 @given(st.binary(max_size=80), st.booleans(), st.floats(0, 1e10), st.floats(0, 10))
@@ -167,6 +178,18 @@ def test_who_sends_a_kiss_of_death_is_asked_no_more_until_the_servers_change(mon
         await until(lambda: any(state["server"] == "a" for state in scene.told))
 
     scene.run(act)
+
+
+def test_who_wants_to_be_asked_more_rarely_is_asked_after_the_longest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, a=[RateError("kiss-o'-death 'RATE'")] * 2 + [0.1], b=[RefusedError("no answer"), 0.1])
+
+    async def act() -> None:
+        scene.clock.use(["a", "b"])
+        await scene.rounds(3)
+
+    scene.run(act)
+    assert [(state["server"], state["wait"]) for state in scene.told[:3]] == [(None, 1024), ("b", 3600), ("a", 3600)]
+    assert scene.told[0]["denied"] == []
 
 
 def test_a_later_process_goes_on_where_the_last_one_was(monkeypatch: pytest.MonkeyPatch) -> None:
