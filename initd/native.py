@@ -265,8 +265,11 @@ def openat2(dirfd: int, path: str, flags: int, resolve: Resolve) -> int:
 
 
 def adjtime(seconds: float) -> None:
-    """Have the clock gain so many seconds by running a little faster or slower, by 500 in a million."""
-    _checked(lib.initd_adjtime(round(seconds * 1e6)), "adjtime")
+    """Have the clock gain so many seconds by running a little faster or slower, by 500 in a million.
+
+    The kernel takes it for synchronized from then on, to half a second more than that, for eight hours.
+    """
+    _checked(lib.initd_adjtime(round(seconds * 1e6)), "adjtimex")
 
 
 def finit_module(path: str, params: str = "") -> None:

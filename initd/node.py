@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 STEP_SECONDS = 0.5  # a clock that is off by more is set at once, one by less runs faster or slower for a while
+PANIC_SECONDS = 1000.0  # a clock that was right and is off by more wants a second word: ntpd's threshold
 EARLIEST, LATEST = 1_735_689_600, 4_102_444_800  # 2025 and 2100
 
 
@@ -55,6 +56,7 @@ class Node:
         self.cluster: ClusterState | None = None
         self.turn: TurnInfo | None = None
         self.clock: TimeState | None = None
+        self.believed: float | None = None  # the offset that the last answer told, if it was doubted, else 0.0
         self.shutdown: Shutdown | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.on_service_change: Callable[[], None] = lambda: None
@@ -249,12 +251,18 @@ class Node:
         offset, set_seconds = state["offset"], None
         if offset is not None and not EARLIEST <= time.time() + offset < LATEST:
             raise ValueError(f"found a time {offset:g} s from now, expected one of this century")
+        if offset is not None:
+            known, self.believed = self.believed, 0.0
+            if known is not None and min(abs(offset), abs(offset - known)) > PANIC_SECONDS:
+                reason = f"{state['server']}: {offset:+.0f} s from a clock that was right; the next answer must agree"
+                state |= {"server": None, "offset": None, "reason": reason}
+                self.believed, offset = offset, None
         before, self.clock = self.clock, state
         try:
             if offset is not None and abs(offset) > STEP_SECONDS:
                 time.clock_settime(time.CLOCK_REALTIME, time.time() + offset)
-                set_seconds = round(offset, 3)
-            elif offset is not None:
+                set_seconds, offset = round(offset, 3), 0.0
+            if offset is not None:
                 native.adjtime(offset)
         except OSError as error:
             log.error("clock not set", error=str(error))

@@ -32,7 +32,7 @@ RESUMED = "PID 1 was resumed"
 NODE = (
     "exec_at", "boot_id", "command_line", "phase", "faults", "boot_phases", "listener", "rescue", "config_error",
     "name", "address", "identity", "network", "failures", "watchdog", "last_boot", "cluster", "turn",
-    "clock",
+    "clock", "believed",
 )  # fmt: skip
 SERVICE = (
     "argv", "healthy", "restarts", "status_text", "last_exit", "watchdog_seconds", "watchdog_at", "trouble_since",

@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/timex.h>
 #include <sys/un.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -185,9 +186,13 @@ static void do_limit(FILE *out, const struct http_request *request) {
 static void do_clock(FILE *out, const struct http_request *request) {
     char seconds[32];
     struct timespec now;
-    bool given = http_parameter(request, "seconds", seconds, sizeof seconds) && clock_gettime(CLOCK_REALTIME, &now) == 0;
-    now.tv_sec += given ? atoll(seconds) : 0;
-    put_error(out, !given ? EINVAL : clock_settime(CLOCK_REALTIME, &now) < 0 ? errno : 0);
+    if (!http_parameter(request, "seconds", seconds, sizeof seconds)) {
+        fprintf(out, "{\"synchronized\": %s}", adjtimex(&(struct timex){0}) == TIME_ERROR ? "false" : "true");
+        return;
+    }
+    clock_gettime(CLOCK_REALTIME, &now);
+    now.tv_sec += atoll(seconds);
+    put_error(out, clock_settime(CLOCK_REALTIME, &now) < 0 ? errno : 0);
 }
 
 static void do_kill(FILE *out, const struct http_request *request) {

@@ -4,10 +4,11 @@
 
 #include <linux/openat2.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
+#include <sys/timex.h>
 #include <unistd.h>
 
 int initd_pivot_root(const char *new_root, const char *put_old) {
@@ -27,8 +28,12 @@ int initd_pidfd_getfd(int pidfd, int fd) {
     return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 }
 
+/* As adjtime(3); besides, the kernel is told that its clock is synchronized, which it forgets when the clock is set. */
 int initd_adjtime(long microseconds) {
-    return adjtime(&(struct timeval){.tv_sec = microseconds / 1000000, .tv_usec = microseconds % 1000000}, NULL);
+    struct timex slew = {.modes = ADJ_OFFSET_SINGLESHOT, .offset = microseconds};
+    struct timex known = {.modes = ADJ_STATUS | ADJ_MAXERROR | ADJ_ESTERROR, .esterror = labs(microseconds)};
+    known.maxerror = known.esterror + 500000;
+    return adjtimex(&slew) < 0 || adjtimex(&known) < 0 ? -1 : 0;
 }
 
 /* Blocks the signals, so that they are only ever read, and returns a non-blocking descriptor for them. */

@@ -27,6 +27,7 @@
  *                            counted to no pod
  *   /remove?path=P           {"error": null}
  *   /clock?seconds=N         {"error": null}: the wall clock jumps by that much
+ *   /clock                   {"synchronized": true}: what the kernel takes it for (adjtimex(2))
  *   /mount?path=P            in this pod's own mount namespace: a tmpfs at P, holding the file `marker`
  */
 #define _GNU_SOURCE

@@ -19,6 +19,7 @@ PORT = 123
 ANSWER_SECONDS = 2.0
 ANSWERS = 16  # to one question, of which fifteen are not for it
 FAILING, WORKING = (1.0, 1024.0), (256.0, 3600.0)  # seconds from one round to the next: the least and the most
+FAR = 1.0  # seconds: by one so far off PID 1 has set the clock, or wants a second word, so it is asked again soon
 SLOWEST = 1.0  # seconds that an answer may be under way: half of it is what the offset may be wrong by
 FURTHEST = 16.0  # seconds from a clock that is right, the way included: RFC 5905's MAXDISP
 _PACKET = struct.Struct("!BBbbII4sQ8sQQ")
@@ -150,7 +151,7 @@ class Clock:
                 elif isinstance(error, KissError):
                     denied.append(server)
         least, most = FAILING if chosen is None else WORKING
-        same = before is not None and (before["server"] is None) == (chosen is None)
+        same = before is not None and (before["server"] is None) == (chosen is None) and abs(offset or 0.0) < FAR
         wait = most if rarely else min(most, max(least, 2 * before["wait"])) if before and same else least
         reason = None if chosen else "; ".join(problems) or "no server wants to be asked"
         due = boottime() + wait

@@ -192,6 +192,17 @@ def test_who_wants_to_be_asked_more_rarely_is_asked_after_the_longest_wait(monke
     assert scene.told[0]["denied"] == []
 
 
+def test_one_from_whom_the_clock_is_far_is_asked_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, a=[0.1, 0.1, -7200.0, 0.1, 0.1])
+
+    async def act() -> None:
+        scene.clock.use(["a"])
+        await scene.rounds(5)
+
+    scene.run(act)
+    assert [state["wait"] for state in scene.told[:5]] == [256, 512, 256, 512, 1024]
+
+
 def test_a_later_process_goes_on_where_the_last_one_was(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch, a=[0.0])
 

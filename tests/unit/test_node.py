@@ -250,11 +250,36 @@ def test_a_clock_that_is_far_off_is_set_and_one_that_is_not_runs_faster(
     assert node.status()["time"] == "synchronized from 192.0.2.123"
     monkeypatch.setattr(time, "time", lambda: 978_307_200.0 + years)
     node.time_changed(heard(offset=-0.4))
-    assert clock == [("set", 978_307_200.0 + years), ("adjust", -0.4)]
+    assert clock == [("set", 978_307_200.0 + years), ("adjust", 0.0), ("adjust", -0.4)], "each tells the kernel of it"
     told: list[Any] = [event for event in node.events.since(0) if event["kind"] == "time"]
     assert [(event["server"], event["set_seconds"]) for event in told] == [(None, None), ("192.0.2.123", years)]
     node.network_changed(network(ntp=[]))
     assert node.status()["time"] == "not asked"
+
+
+RIGHT = 978_307_200.0 + 820_000_000.0
+
+
+def test_a_clock_that_was_right_is_set_far_away_only_by_two_answers_that_agree(
+    clock: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node()
+    node.network_changed(network(ntp=["192.0.2.123"]))
+    monkeypatch.setattr(time, "time", lambda: RIGHT)
+    node.time_changed(heard(offset=0.0))
+    clock.clear()
+    node.time_changed(heard(offset=86400.0))
+    assert node.status()["time"].startswith("not synchronized: 192.0.2.123: +86400 s from a clock that was right")
+    node.time_changed(heard(offset=-86400.0))
+    node.time_changed(heard(server=None, offset=None, reason="no answer"))
+    assert clock == []
+    node.time_changed(heard(offset=0.25))
+    node.time_changed(heard(offset=7200.0))
+    assert clock == [("adjust", 0.25)], "the one that was right is believed at once"
+    node.time_changed(heard(server=None, offset=None, reason="no answer"))
+    node.time_changed(heard(offset=7200.5))
+    assert clock == [("adjust", 0.25), ("set", RIGHT + 7200.5), ("adjust", 0.0)]
+    assert node.status()["time"] == "synchronized from 192.0.2.123"
 
 
 @pytest.mark.parametrize(
@@ -274,7 +299,7 @@ def test_no_time_at_all_changes_no_clock(clock: list[tuple[str, float]], said: A
     node = Node()
     with pytest.raises(ValueError, match=r"expected|Expected|missing"):
         node.time_changed(said)
-    assert (clock, node.clock) == ([], None)
+    assert (clock, node.clock, node.believed) == ([], None, None)
 
 
 def test_a_clock_that_cannot_be_set_is_no_fault(clock: list[tuple[str, float]], monkeypatch: Any) -> None:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from qemu.net import Network
+from qemu.probe import Probe
 from tests.namespace import sntp_server
 from tests.vm import manifests
+from tests.vm.conftest import wait_for_pods
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +34,8 @@ def time_server() -> Iterator[None]:
 @pytest.mark.usefixtures("time_server")
 def test_a_clock_that_is_years_off_is_set_before_the_kubelet_starts(machine_factory: MachineFactory) -> None:
     machine = machine_factory(
-        config=manifests.config(extra=f'[network]\nntp = ["{HOST}"]\n'),
+        config=manifests.config(manifests.probe(), extra=f'[network]\nntp = ["{HOST}"]\n'),
+        networks=(Network(forward=(manifests.PROBE_PORT,)),),
         qemu_arguments=("-rtc", "base=2001-01-01T00:00:00"),
     )
     machine.start()
@@ -47,6 +51,8 @@ def test_a_clock_that_is_years_off_is_set_before_the_kubelet_starts(machine_fact
     known = phases["time"]["start"] + phases["time"]["milliseconds"] / 1000
     assert phases["kubelet"]["start"] >= known - 0.001, "to what their milliseconds are rounded"
     assert kubelet["history"][0]["time"] == pytest.approx(time.time(), abs=5 * CLOSE)
+    wait_for_pods(machine, "probe")
+    assert Probe(machine)("clock") == {"synchronized": True}, "the kernel knows of it, and by it a pod that looks"
 
 
 def test_a_node_without_time_servers_asks_nobody_and_waits_for_nobody(running: Machine) -> None:
