@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from initd.client.connection import Client
-from qemu import accel, arguments, disks, vms
+from qemu import accel, arguments, claims, disks, vms
 from qemu.bridge import Bridge
 from qemu.errors import HarnessError, MachineStoppedError, MachineTimeoutError
 from qemu.image import built
@@ -146,21 +145,16 @@ class Machine:
 
     def _claim(self) -> None:
         """Take the name, for as long as this process or the machine lives, and make its folders afresh."""
-        registry = self._folder.parent
-        disks.make_folder(registry, exist_ok=True)
-        if registry.stat().st_uid != os.getuid():  # /tmp is everybody's, and api.sock gives every right to a node
-            raise HarnessError(f"{registry} belongs to another user", "set XDG_RUNTIME_DIR to a folder of your own")
-        lock = _lock(registry / f".{self.name}.lock")
-        if lock is None:
+        registry = made_registry()
+        claims.sweep(registry, _remove)
+        if not claims.claim(registry, self.name, self._cleanup):
             hint = f"use another name, or stop it: python -m qemu stop {self.name}"
             raise HarnessError(f"a machine named {self.name} runs already", hint)
-        self._cleanup.callback(os.close, lock)
-        self._cleanup.callback((registry / f".{self.name}.lock").unlink, missing_ok=True)
+        _remove(self.name)
+        self._cleanup.callback(_remove, self.name)
         for folder in (self._folder, self._storage):
-            shutil.rmtree(folder, ignore_errors=True)  # what a harness that was killed left behind
             disks.make_folder(folder)
             disks.check_space(folder)
-            self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         self._cleanup.callback(self._keep_console)
 
     def _register(self, kernel: Path) -> None:
@@ -374,20 +368,18 @@ def disks_folder(name: str) -> Path:
     return disks.cache() / "vms" / name
 
 
-def _lock(path: Path) -> int | None:
-    """Return a descriptor that holds the lock, None if somebody else does. The holder removes the file when done."""
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                return lock
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        except FileNotFoundError:
-            pass  # the holder before us removed it between our open and our lock: what we hold locks nothing
-        os.close(lock)
+def made_registry() -> Path:
+    """Make the folder of the VMs of this user, and return it. Raises HarnessError."""
+    registry = vms.directory()
+    disks.make_folder(registry, exist_ok=True)
+    if registry.stat().st_uid != os.getuid():  # /tmp is everybody's, and api.sock gives every right to a node
+        raise HarnessError(f"{registry} belongs to another user", "set XDG_RUNTIME_DIR to a folder of your own")
+    return registry
+
+
+def _remove(name: str) -> None:
+    for folder in (vms.directory() / name, disks_folder(name)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tail(path: Path, characters: int) -> str:
