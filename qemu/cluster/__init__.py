@@ -14,11 +14,11 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, Any, Self
 
-from qemu import disks
+from qemu import claims, disks, vms
 from qemu.cluster import pods
 from qemu.cluster.controlplane import HOST, LOOPBACK, ControlPlane
 from qemu.errors import HarnessError
-from qemu.machine import Machine, checked_name
+from qemu.machine import Machine, checked_name, made_registry
 from qemu.net import Network, Segment
 from qemu.registry import Registry
 from qemu.toml import toml
@@ -53,7 +53,7 @@ class Cluster:
         images: Path | None = None,
     ) -> None:
         self.name = checked_name(name)
-        self.folder = disks.cache() / "clusters" / name
+        self.folder = _clusters() / name
         self.machines: dict[str, Machine] = {}
         self._image = image
         self._stack = contextlib.ExitStack()
@@ -74,19 +74,30 @@ class Cluster:
     def start(self) -> None:
         """Start registry and control plane, and ask for the cluster's own pods; raises HarnessError."""
         programs, images = _built()
-        shutil.rmtree(self.folder, ignore_errors=True)  # what a harness that was killed left behind
-        disks.make_folder(self.folder)
-        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         try:
+            egress = self._claim()
             self.registry = Registry(images, *self._images)
             self._stack.callback(self.registry.close)
-            self.control_plane = ControlPlane(programs, self.folder, self._dial, self._certificate_seconds)
+            self.control_plane = ControlPlane(programs, self.folder, egress, self._dial, self._certificate_seconds)
             self._stack.callback(self.control_plane.stop)
             self.control_plane.start()
             self.apply(*pods.network(self.control_plane.port))
         except BaseException:
             self.kill()
             raise
+
+    def _claim(self) -> Path:
+        """Take the name, and make the folder afresh; return where the egress proxy's socket goes."""
+        made_registry()
+        disks.make_folder(_clusters(), exist_ok=True)
+        claims.sweep(_clusters(), _remove)
+        if not claims.claim(_clusters(), self.name, self._stack):
+            hint = "use another name (--name), or end that one: Ctrl-C where it was started"
+            raise HarnessError(f"a cluster named {self.name} runs already", hint)
+        _remove(self.name)
+        self._stack.callback(_remove, self.name)
+        disks.make_folder(self.folder)
+        return _egress(self.name)
 
     def kill(self) -> None:
         """End everything at once, and remove its files."""
@@ -189,6 +200,21 @@ class Cluster:
                 except HarnessError as error:
                     raise OSError(str(error)) from error
         raise OSError(f"no node at {host} is running")
+
+
+def _clusters() -> Path:
+    """Where clusters have their folders: in the cache, since a store is large."""
+    return disks.cache() / "clusters"
+
+
+def _egress(name: str) -> Path:
+    """The socket of a cluster's egress proxy, where paths are short enough for one. No machine's name has that dot."""
+    return vms.directory() / f".{name}.egress"
+
+
+def _remove(name: str) -> None:
+    shutil.rmtree(_clusters() / name, ignore_errors=True)
+    _egress(name).unlink(missing_ok=True)
 
 
 def _station(name: str) -> int:

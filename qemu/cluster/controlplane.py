@@ -45,7 +45,8 @@ _BINDINGS = {
 
 
 class ControlPlane:
-    """One control plane. programs: the folder of its binaries; folder: where its files go, which is made.
+    """One control plane. programs: the folder of its binaries; folder: where its files go, which is made; uds: the
+    socket of its egress proxy, a path of at most 107 bytes.
 
     dial(host, port) connects the API server to a kubelet, and raises OSError if it cannot. certificate_seconds: how
     long the certificates live that the controller manager signs.
@@ -55,6 +56,7 @@ class ControlPlane:
         self,
         programs: Path,
         folder: Path,
+        uds: Path,
         dial: Callable[[str, int], socket.socket],
         certificate_seconds: int = 86400,
     ) -> None:
@@ -62,6 +64,7 @@ class ControlPlane:
         self.folder = folder
         self.port = _free_port()
         self.pki = folder / "pki"
+        self._uds = uds
         self.kubeconfig = folder / "admin.kubeconfig"
         self._dial = dial
         self._certificate_seconds = certificate_seconds
@@ -85,7 +88,7 @@ class ControlPlane:
         self.api = Api(self.port, self.pki / "ca.crt", self.pki / "admin.crt", self.pki / "admin.key")
         for user in ("admin", "controller-manager", "scheduler"):
             self.write_kubeconfig(self.folder / f"{user}.kubeconfig", user)
-        proxy = egress.Proxy(self.folder / "egress.sock", self._dial)
+        proxy = egress.Proxy(self._uds, self._dial)
         self._stack.callback(proxy.close)
         self._run("etcd", self._etcd())
         self.start_api()
@@ -209,7 +212,7 @@ class ControlPlane:
             "name": "cluster",
             "connection": {
                 "proxyProtocol": "HTTPConnect",
-                "transport": {"uds": {"udsName": str(self.folder / "egress.sock")}},
+                "transport": {"uds": {"udsName": str(self._uds)}},
             },
         }
         selector = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Joined:
 def measure(image: Bootable, seconds: float, say: Callable[[str], None]) -> Joined:
     """Let a pod wait for a node, start the node, and watch it at rest for `seconds`. Raises HarnessError."""
     say("a cluster: starting its control plane")
-    with Cluster("bench", image) as cluster:
+    with Cluster(f"bench-{os.getpid()}", image) as cluster:
         plane = cluster.control_plane
         cluster.apply(pod(FIRST, container(FIRST, "web", "serve", "8080")))
         config = cluster.config(NODE, static_pods=[probe_pod()])

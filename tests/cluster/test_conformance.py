@@ -5,6 +5,7 @@ conformance.toml says which of those specs pass, and which are left out and why;
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -53,7 +54,7 @@ def specs(suite: build.Conformance, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def kubeconfig(suite: build.Conformance, image: Bootable) -> Iterator[Path]:
     """How to reach a cluster with one node, whose registry has the images of the tests."""
-    with Cluster("conformance", image, images=suite.images) as cluster:
+    with Cluster(f"conformance-{os.getpid()}", image, images=suite.images) as cluster:
         # An emulator translates a program anew for each address that it is loaded at, and runc runs five times a pod.
         cluster.machine("node-1", kernel_arguments="norandmaps").start()
         cluster.wait_ready("node-1")

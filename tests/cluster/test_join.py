@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import socketserver
@@ -158,7 +159,7 @@ def _mebibytes(quantity: str) -> float:
 
 def test_certificates_are_rotated_before_they_end(image: Any) -> None:
     """A cluster whose certificates live for three minutes: both of the kubelet's are renewed, and it stays Ready."""
-    with Cluster("short", image, certificate_seconds=180) as cluster:
+    with Cluster(f"short-{os.getpid()}", image, certificate_seconds=180) as cluster:
         machine = cluster.machine("node-1")
         machine.start()
         cluster.wait_ready("node-1", JOIN)
