@@ -31,6 +31,8 @@ _FOREVER = 365 * 86400.0
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
@@ -227,7 +229,9 @@ def _stop(options: argparse.Namespace) -> int:
     return 0
 
 
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)  # kernel and shell both send it, and the second would end the clean-up
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""A machine's name, which names folders that are made and removed."""
+"""A machine's name, which names folders that are made and removed; the signals of the command."""
 
 from __future__ import annotations
 
@@ -38,3 +38,24 @@ def test_a_command_with_no_name_is_one_line_and_touches_nothing(
     assert error.startswith("qemu: found VM name '../x', expected ")
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_goes_away_is_a_ctrl_c_unless_nohup_says_otherwise(
+    ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang_up(_options: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.raise_signal(signal.SIGHUP)  # does not end the clean-up
+        return 0
+
+    monkeypatch.setattr("qemu.__main__._list", hang_up)
+    before = signal.getsignal(signal.SIGTERM)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        assert main(["list"]) == (0 if ignored else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, hangup)
