@@ -70,6 +70,7 @@ class Machine:
         self._storage = disks_folder(name)
         self._cleanup = contextlib.ExitStack()
         self._process: Process | None = None
+        self._qmp: QmpClient | None = None
         self._console_text: str | None = None  # the last of it, kept when the files go
         self.started = 0.0
         self.accelerator = ""
@@ -210,6 +211,8 @@ class Machine:
     def qmp(self, command: str, arguments: Mapping[str, object] | None = None, /, **args: object) -> Any:
         """Run a QMP command and return its result. Arguments as they are, or by name with underscores for dashes."""
         given = {**(arguments or {}), **{name.replace("_", "-"): value for name, value in args.items()}}
+        if self._qmp is None:
+            raise HarnessError(f"machine {self.name} is not started")
         with self._explained():
             return self._qmp.execute(command, given)
 
@@ -239,8 +242,7 @@ class Machine:
         if isinstance(wire, Segment):
             raise HarnessError(f"network {network} is a segment of the machines' own, which has no DHCP server")
         for command, args in wire.plug(network):
-            with self._explained():
-                self._qmp.execute(command, args)
+            self.qmp(command, args)
 
     def port(self, guest: int) -> int:
         """Return the port of 127.0.0.1 that is forwarded to a TCP port of the guest, which one of the networks must

@@ -37,6 +37,7 @@ MAX_MACHINES = 2  # each takes two CPUs and 2 GiB
 _EVENTS_SHOWN = 60
 
 _machines: list[Machine] = []  # that may run now
+_clusters: list[Cluster] = []
 _numbers = itertools.count(1)
 
 
@@ -90,7 +91,9 @@ def cluster(image: Bootable) -> Iterator[Cluster]:
     from qemu.cluster import Cluster  # noqa: PLC0415 only these tests need what it imports
 
     with Cluster(f"test-{os.getpid()}", image) as made:
+        _clusters.append(made)
         yield made
+        _clusters.remove(made)
 
 
 def _ready(image: Bootable, **options: Any) -> Iterator[Machine]:
@@ -120,8 +123,8 @@ def _end(machine: Machine) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.failed and {"node", "fresh_node", "machine_factory"} & set(getattr(item, "fixturenames", ())):
-        for machine in _machines:
+    if report.failed and {"node", "fresh_node", "machine_factory", "cluster"} & set(getattr(item, "fixturenames", ())):
+        for machine in (*_machines, *(machine for cluster in _clusters for machine in cluster.machines.values())):
             report.sections.append((f"console of {machine.name}", machine.console_tail()))
             events = [event for boot in machine.journal.history() for event in boot][-_EVENTS_SHOWN:]
             report.sections.append((f"events of {machine.name}", "\n".join(json.dumps(event) for event in events)))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from qemu import claims, disks, vms
 from qemu.cluster import pods
 from qemu.cluster.controlplane import HOST, LOOPBACK, ControlPlane
-from qemu.errors import HarnessError
+from qemu.errors import HarnessError, MachineStoppedError
 from qemu.machine import Machine, checked_name, made_registry
 from qemu.net import Network, Segment
 from qemu.registry import Registry
@@ -160,11 +160,20 @@ class Cluster:
             self.wait_ready(name)
 
     def wait_ready(self, name: str, timeout: float = JOIN_SECONDS) -> None:
-        """Wait until the cluster says that a node is Ready; raises HarnessError with what it says instead."""
+        """Wait until the cluster says that a node is Ready; raises HarnessError with what it says instead, and at once
+        if the node's machine is off.
+        """
+        machine = self.machines[name]
+
+        def ready() -> bool:
+            if not machine.running:
+                raise MachineStoppedError(f"node {name} Ready: machine {machine.name} is off")
+            return self.ready(name)
+
         try:
-            self.control_plane.wait(f"node {name} Ready", lambda: self.ready(name), timeout)
+            self.control_plane.wait(f"node {name} Ready", ready, timeout)
         except HarnessError as error:
-            error.detail = f"{error.detail}\n--- console of {name} ---\n{self.machines[name].console_tail()}"
+            error.detail = f"{error.detail}\n--- console of {name} ---\n{machine.console_tail()}"
             raise
 
     def ready(self, name: str) -> bool:
@@ -193,7 +202,7 @@ class Cluster:
         self.kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
 
     def _dial(self, host: str, port: int) -> socket.socket:
-        for name, machine in self.machines.items():
+        for name, machine in list(self.machines.items()):  # the egress proxy's threads ask while others start nodes
             if host == self.address(name) and machine.running:
                 try:
                     return socket.create_connection((LOOPBACK, machine.port(port)), timeout=30.0)

@@ -46,7 +46,7 @@ def measure(image: Bootable, seconds: float, say: Callable[[str], None]) -> Join
         machine = cluster.machine(NODE, config, forward=(PORT,))
         say("a cluster: a node starts")
         machine.start()
-        plane.wait(f"{NODE} Ready", lambda: cluster.ready(NODE), DEADLINE)
+        cluster.wait_ready(NODE, DEADLINE)
         ready = time.monotonic() - machine.started
         plane.wait(
             "the first pod Running", lambda: _runs(plane.api.get(f"/api/v1/namespaces/default/pods/{FIRST}")), DEADLINE
