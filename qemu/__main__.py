@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from initd.api.protocol import ApiError
 from initd.client import live as node_live
 from qemu import vms
+from qemu.cluster import Cluster
+from qemu.cluster import live as cluster_live
 from qemu.errors import HarnessError
 from qemu.image import Files
 from qemu.machine import Machine, checked_name
@@ -169,8 +171,6 @@ def _live(machine: Machine, since: int) -> None:
 
 def _cluster(options: argparse.Namespace) -> int:
     """Start a cluster, say how to use it, and show it until Ctrl-C."""
-    from qemu.cluster import Cluster, live  # noqa: PLC0415 it needs more packages than the other commands
-
     names = [f"node-{number}" for number in range(1, options.nodes + 1)]
     with Cluster(options.name) as cluster:
         plane = cluster.control_plane
@@ -182,7 +182,7 @@ def _cluster(options: argparse.Namespace) -> int:
             machine.start()
             print(f"{name} starts; its API: initctl --vm {machine.name} status", flush=True)
         try:
-            live.watch(cluster, sys.stdout, lambda: not any(m.running for m in cluster.machines.values()))
+            cluster_live.watch(cluster, sys.stdout, lambda: not any(m.running for m in cluster.machines.values()))
             print("every node went off")
         except KeyboardInterrupt:
             print("\nending nodes and control plane", flush=True)

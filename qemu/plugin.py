@@ -9,7 +9,8 @@ node: one ready machine for all tests that ask for it, which must leave it as th
 fresh_node: one like it for this test alone.
 node_options: what both are made with; override it to give them another configuration or other hardware.
 machine_factory: makes machines of any kind, not started; they are killed after the test.
-cluster: a control plane that nodes join, shared by all tests that ask for it; it has no nodes of its own.
+cluster: a control plane that nodes join, shared by all tests that ask for it; it has no nodes of its own. Only a clone
+    has one, which builds it.
 image: what all of them boot.
 
 When a test fails, its report has the end of each machine's console and the events of its node.
@@ -24,13 +25,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from qemu.cluster import Cluster
 from qemu.image import Bootable, built
 from qemu.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-
-    from qemu.cluster import Cluster
 
 READY_TIMEOUT = 180.0  # seconds from power-on to a healthy kubelet on a slow, busy host without KVM
 MAX_MACHINES = 2  # each takes two CPUs and 2 GiB
@@ -88,8 +88,6 @@ def machine_factory(image: Bootable) -> Iterator[MachineFactory]:
 @pytest.fixture(scope="session")
 def cluster(image: Bootable) -> Iterator[Cluster]:
     """A control plane on loopback that nodes join; see qemu.cluster."""
-    from qemu.cluster import Cluster  # noqa: PLC0415 only these tests need what it imports
-
     with Cluster(f"test-{os.getpid()}", image) as made:
         _clusters.append(made)
         yield made

@@ -235,9 +235,11 @@ def _station(name: str) -> int:
 
 def _built() -> tuple[Path, Path]:
     """The folders of the control plane's programs and of the images for its pods, built if need be."""
-    from rootfs import build  # noqa: PLC0415 only a clone has it
-    from rootfs.progress import BuildError, Progress  # noqa: PLC0415
-
+    try:
+        from rootfs import build  # noqa: PLC0415 only a clone has it
+        from rootfs.progress import BuildError, Progress  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise HarnessError("no control plane is installed", "use a clone, which builds one") from None
     try:
         made = build.cluster(Progress())
     except BuildError as error:

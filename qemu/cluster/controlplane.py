@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from qemu.cluster import egress, pki
+from qemu.cluster import egress
 from qemu.cluster.api import Api, StatusError
 from qemu.errors import HarnessError
 from qemu.process import Process
@@ -187,6 +187,8 @@ class ControlPlane:
     # Its parts.
 
     def _certificates(self) -> None:
+        from qemu.cluster import pki  # noqa: PLC0415 what it needs is locked with a clone's tests, not installed
+
         self.pki.mkdir(mode=0o700, exist_ok=True)
         authority = pki.Authority(self.pki)
         authority.issue("etcd", "etcd", hosts=[LOOPBACK])

@@ -77,6 +77,13 @@ def test_the_harness_says_that_it_has_no_image(programs: Path, tmp_path: Path) -
     assert done.stderr == "qemu: no image is installed; give one (--kernel FILE), or use a clone\n"
 
 
+def test_the_harness_says_that_it_has_no_control_plane(programs: Path, tmp_path: Path) -> None:
+    folders = {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    done = run(programs / "python", "-m", "qemu", "cluster", **folders)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "qemu: no control plane is installed\nuse a clone, which builds one\n"
+
+
 def test_the_native_extension_is_not_there(programs: Path) -> None:
     done = run(programs / "python", "-c", "import initd._native")
     assert "No module named 'initd._native'" in done.stderr
