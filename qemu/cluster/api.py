@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_MERGE = "application/merge-patch+json"
+_JSON, _MERGE = "application/json", "application/merge-patch+json"
+_TABLE = f"{_JSON};as=Table;v=v1;g=meta.k8s.io"
 
 
 class StatusError(Exception):
@@ -38,21 +39,21 @@ class Api:
         return http.client.HTTPSConnection("127.0.0.1", self._port, timeout=timeout, context=self._context)
 
     def _send(
-        self, connection: http.client.HTTPSConnection, method: str, path: str, body: object = None
+        self, connection: http.client.HTTPSConnection, method: str, path: str, body: object, accept: str
     ) -> http.client.HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
-        kind = _MERGE if method == "PATCH" else "application/json"
-        connection.request(method, path, data, {"Content-Type": kind, "Accept": "application/json"})
+        kind = _MERGE if method == "PATCH" else _JSON
+        connection.request(method, path, data, {"Content-Type": kind, "Accept": accept})
         answer = connection.getresponse()
         if answer.status >= 300:
             raise StatusError(method, path, answer.status, answer.read())
         return answer
 
-    def raw(self, method: str, path: str, body: object = None, *, timeout: float = 30.0) -> bytes:
+    def raw(self, method: str, path: str, body: object = None, *, timeout: float = 30.0, accept: str = _JSON) -> bytes:
         """Return the answer's body. Raises StatusError, or OSError if the server is not there."""
         connection = self._connect(timeout)
         try:
-            return self._send(connection, method, path, body).read()
+            return self._send(connection, method, path, body, accept).read()
         except http.client.HTTPException as error:
             raise ConnectionError(f"{method} {path}: {error!r}") from error
         finally:
@@ -61,6 +62,10 @@ class Api:
     def get(self, path: str, **options: Any) -> Any:
         """Return the object or list at `path`; raises as `raw`."""
         return json.loads(self.raw("GET", path, **options))
+
+    def table(self, path: str) -> Any:
+        """Return the list at `path` as the Table that kubectl shows, its rows with their objects; raises as `raw`."""
+        return self.get(f"{path}?includeObject=Object", accept=_TABLE)
 
     def create(self, path: str, body: object) -> Any:
         """Create `body` in the collection at `path`; raises as `raw`."""
@@ -85,7 +90,7 @@ class Api:
         """
         connection = self._connect(timeout)
         try:
-            answer = self._send(connection, "GET", f"{path}?watch=1")
+            answer = self._send(connection, "GET", f"{path}?watch=1", None, _JSON)
             while line := answer.readline():
                 yield json.loads(line)
         except (OSError, http.client.HTTPException):

@@ -127,13 +127,15 @@ class ControlPlane:
                     return last
             except (OSError, StatusError) as error:
                 last = error
-            if dead := [name for name in ("etcd", "kube-apiserver") if self._ended(name)]:
-                raise HarnessError(f"{what}: {', '.join(dead)} ended", detail=self.logs(dead))
+            self.check(what)
             time.sleep(POLL)
         raise HarnessError(f"{what}: not within {timeout:g} s; last: {last}", detail=self.logs())
 
-    def _ended(self, name: str) -> bool:
-        return name in self._running and self._running[name].status is not None
+    def check(self, what: str) -> None:
+        """Raise HarnessError with their logs' ends, and what it is bad for, if etcd or the API server ended."""
+        running = [(name, self._running.get(name)) for name in ("etcd", "kube-apiserver")]
+        if dead := [name for name, process in running if process and process.status is not None]:
+            raise HarnessError(f"{what}: {', '.join(dead)} ended", detail=self.logs(dead))
 
     def logs(self, names: list[str] | None = None) -> str:
         """The end of each program's log."""
