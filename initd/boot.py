@@ -102,12 +102,12 @@ def keep_identity(node: Node) -> None:
     """Mount the partition that keeps the node's identity, if there is one."""
     from initd import state  # noqa: PLC0415 while containerd starts
 
-    device = state.find()
-    if device is None:
-        raise Skipped(f"no partition {state.PARTITION}")
     try:
+        device = state.find()
+        if device is None:
+            raise Skipped(f"no partition {state.PARTITION}")  # noqa: TRY301 the reason is noted like any other
         state.mount(device, STATE_SECONDS)
-    except OSError as error:
+    except (OSError, Skipped) as error:
         node.identity = f"ephemeral: {error}"
         raise
     node.identity = "persistent"

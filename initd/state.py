@@ -14,11 +14,16 @@ DONE = b"done"
 
 
 def find(root: str = "/sys/class/block") -> str | None:
-    """The device of the partition, by its name in the GPT; of several the first."""
-    for name in sorted(os.listdir(root)):
-        if f"PARTNAME={PARTITION}" in read(f"{root}/{name}/uevent").splitlines():
-            return f"/dev/{name}"
-    return None
+    """The device of the partition, by its name in the GPT.
+
+    Raises OSError, for several too: to take either would make the node depend on the order of devices, and a volume of
+    a pod's may have one.
+    """
+    wanted, names = f"PARTNAME={PARTITION}", sorted(os.listdir(root))
+    found = [name for name in names if wanted in read(f"{root}/{name}/uevent").splitlines()]
+    if len(found) > 1:
+        raise OSError(f"{len(found)} partitions {PARTITION}: {', '.join(found)}")
+    return f"/dev/{found[0]}" if found else None
 
 
 def mount(device: str, seconds: float) -> None:

@@ -24,6 +24,20 @@ def test_the_partition_is_found_by_its_name(tmp_path: Path) -> None:
     assert state.find(str(tmp_path)) == "/dev/vdb1"
 
 
+def test_of_several_none_is_taken_and_their_names_are_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device in ("vdc1", "vdb1"):
+        (tmp_path / device).mkdir()
+        (tmp_path / device / "uevent").write_text("PARTNAME=INITD-STATE\n")
+    found = state.find
+    monkeypatch.setattr(state, "find", lambda: found(str(tmp_path)))
+    node = Node()
+    with pytest.raises(OSError, match="2 partitions INITD-STATE: vdb1, vdc1"):
+        boot.keep_identity(node)
+    assert node.status()["identity"] == "ephemeral: 2 partitions INITD-STATE: vdb1, vdc1"
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[str]]:
     """What the child mounts, one after the other; nothing is."""
@@ -103,4 +117,4 @@ def test_without_a_partition_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPa
     node = Node()
     with pytest.raises(Skipped, match="no partition INITD-STATE"):
         boot.keep_identity(node)
-    assert node.identity == "ephemeral"
+    assert node.identity == "ephemeral: no partition INITD-STATE"
