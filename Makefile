@@ -2,7 +2,8 @@
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+# Root's machines do not lie among the user's, who could not use that folder any more.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E XDG_RUNTIME_DIR=)
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -43,6 +44,7 @@ test-faults: setup ## run every row of the table of faults in VMs, the long ones
 test-cluster: setup ## run every test of a real cluster with two nodes, the long ones too
 	@$(PYTHON) -m rootfs image >/dev/null
 	@$(PYTHON) -m rootfs cluster >/dev/null
+	@$(PYTHON) -m rootfs conformance >/dev/null
 	@$(SUDO) $(PYTHON) -m pytest tests/cluster -m "cluster or not cluster" $(ARGS)
 
 lint: setup ## run ruff, mypy --strict, codespell and the C warnings alone
@@ -50,6 +52,7 @@ lint: setup ## run ruff, mypy --strict, codespell and the C warnings alone
 
 bench: setup ## measure the boot against a bare C init, memory, CPU, sizes, orphans; prints a table
 	@$(PYTHON) -m rootfs image >/dev/null
+	@$(PYTHON) -m rootfs cluster >/dev/null
 	@$(SUDO) $(PYTHON) -m tests.bench $(ARGS)
 
 fuzz: setup ## feed random frames to the API's decoder and sessions for a minute

@@ -1,4 +1,4 @@
-"""`python -m rootfs image|cluster|export DIR|lock|measure DIR`: see --help."""
+"""`python -m rootfs image|cluster|conformance|export DIR|lock|measure DIR`: see --help."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("image", help="build what changed; print where the files are, as JSON")
     commands.add_parser("cluster", help="build the cluster that nodes join in tests; print where it is, as JSON")
+    commands.add_parser("conformance", help="build Kubernetes' own tests of a node; print where they are, as JSON")
     commands.add_parser("lock", help="renew the locks of Debian and Python packages")
     commands.add_parser("export", help="build, and copy the files with checksums").add_argument("directory", type=Path)
     measure = commands.add_parser("measure", help="write the root disk with each compression; print seconds and MB")
@@ -38,8 +39,8 @@ def main() -> int:
     progress = Progress()
     try:
         match arguments.command:
-            case "image" | "cluster":
-                built = build.image(progress) if arguments.command == "image" else build.cluster(progress)
+            case "image" | "cluster" | "conformance":
+                built = getattr(build, arguments.command)(progress)
                 print(json.dumps({name: str(path) for name, path in asdict(built).items()}))
             case "lock":
                 lock.renew(Cache(progress))

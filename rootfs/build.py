@@ -201,6 +201,7 @@ def cluster(progress: Progress) -> Cluster:
 
     def make(target: Path) -> None:
         for name in ("programs", "images"):
+    golang.source(cache, *golang.BENCHMARK)  # for the tests that run as root, which would make it root's
             (target / name).mkdir(parents=True)
         for name in ("control-plane", "etcd"):
             for program in builds[name].iterdir():

@@ -28,7 +28,8 @@ def directory() -> Path:
     """The cache of this user, made when it is missing. Raises BuildError if it cannot be."""
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "initd"
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        for name in ("vms", "clusters"):  # the harness', made here as tests that run as root would make them root's
+            (path / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(path, error) from None
     return path

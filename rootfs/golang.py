@@ -37,6 +37,7 @@ CONTAINERD = _required("containerd", _CONTAINERD)
 RUNC = _required("runc", "github.com/opencontainers/runc")
 PLUGINS = _required("cni", _CNI)
 ETCD = _required("etcd", "go.etcd.io/etcd/server/v3")
+BENCHMARK = ("kube-bench", "github.com/aquasecurity/kube-bench")  # arguments of source()
 _MAJOR, _MINOR, _ = KUBERNETES.removeprefix("v").split(".")
 _CONTAINERD_TAGS = "no_btrfs,no_devmapper,no_zfs,no_tracing,urfave_cli_no_docs,grpcnotrace"
 
@@ -216,7 +217,7 @@ def source(cache: Cache, folder: str, module: str) -> Path:
 
 
 def tidy(cache: Cache) -> None:
-    """Renew the go.sum files for what each go.mod asks for."""
+    """Renew the go.sum files for what each go.mod asks for; not BENCHMARK's, of which nothing is built: it would go."""
     go = toolchain(cache)
     env = _environment(go, str(cache.root / "go/modules"), str(cache.root / "go/objects"))
     for module in sorted({spec.module for spec in (*BUILDS, *CLUSTER_BUILDS, *CONFORMANCE_BUILDS)}):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from qemu.cluster import Cluster
+from qemu.machine import disks_folder
 from rootfs import __main__ as command
-from rootfs.cache import Cache, key, remove, run
+from rootfs.cache import Cache, directory, key, remove, run
 from rootfs.progress import BuildError, Progress, duration
 
 if TYPE_CHECKING:
@@ -215,6 +217,13 @@ def test_a_cache_that_cannot_be_made_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"the cache {tmp_path}/file/initd cannot be used: " in line
     assert "set XDG_CACHE_HOME" in line
+
+
+def test_the_harness_folders_are_there_before_root_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    directory()
+    assert disks_folder("a").parent.is_dir()
+    assert Cluster("a").folder.parent.is_dir()
 
 
 def test_a_cache_that_cannot_be_written_is_named_before_anything_is_built(cache: Cache) -> None:
