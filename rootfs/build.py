@@ -242,8 +242,9 @@ def conformance(progress: Progress) -> Conformance:
             tools.run("python3.13", *arguments, binds={"native": CLONE / "native", "out": binaries})
             conformance_images.make_images(target, source, binaries, packages / "usr/bin/busybox", tools)
 
-    native = (CLONE / "native/pause.c", CLONE / "native/oci.py")
-    name = key(pods.name, repr(archive.packages("cluster")), *_recipe("conformance.py"), *native)
+    native = [CLONE / "native" / name for name in ("build.py", "oci.py", "pause.c")]
+    recipe = _recipe("build.py", "conformance.py")
+    name = key(pods.name, tools.tree.name, repr(archive.packages("cluster")), *recipe, *native)
     images = cache.entry("conformance", name, "the images that Kubernetes' own tests run", 10, make)
     cache.trim("conformance", KEEP["cluster"])
     return Conformance(programs / "e2e.test", images)
