@@ -24,14 +24,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 CLONE = HERE.parent
-COLD_BUILD = 9_000_000_000  # bytes that a build from nothing writes, most of it Go's module and object caches
-KEEP = {
-    "image": 4,
-    "base": 2,
-    "native": 4,
-    "tools": 2,
-    "cluster": 2,
-}  # entries that stay of the large and often changed kinds
+# Bytes that the first of a kind takes at most with what it is made from, most of them Go's module and object caches.
+COLD_BUILD = {"base": 9_000_000_000, "cluster": 5_000_000_000, "conformance": 5_000_000_000}
+# Entries that stay of the large and often changed kinds; what a clone's .venv points at is none of them.
+KEEP = {"image": 4, "base": 2, "native": 4, "tools": 2, "go-*": 2, "cluster": 2, "conformance": 2}
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,18 @@ class _Parts:
 
 def _recipe(*names: str) -> list[Path]:
     return [HERE / name for name in names]
+
+
+def _require_space(cache: Cache, *kinds: str) -> None:
+    missing = [kind for kind in kinds if not (cache.root / kind).exists()]
+    if missing:
+        cache.require_space(sum(COLD_BUILD[kind] for kind in missing), f"the first build of {' and '.join(missing)}")
+
+
+def _trim(cache: Cache) -> None:
+    for pattern, count in KEEP.items():
+        for folder in cache.root.glob(pattern):
+            cache.trim(folder.name, count)
 
 
 def _tools(cache: Cache, archive: debian.Archive) -> Tools:
@@ -124,8 +132,7 @@ def _native(cache: Cache, tools: Tools) -> Path:
 
 def _parts(cache: Cache) -> _Parts:
     archive = debian.Archive(cache)
-    if not (cache.root / "base").exists():
-        cache.require_space(COLD_BUILD, "the first build")
+    _require_space(cache, "base")
     archive.fetch()  # first: if the mirror has moved on, other packages than the locked ones are what counts
     tools = _tools(cache, archive)
     return _Parts(tools, _base(cache, archive, tools), _native(cache, tools))
@@ -185,15 +192,16 @@ def image(progress: Progress) -> Image:
         _make_image(target, parts, archive, name[:12])
 
     path = cache.entry("image", name, "the disk image: tree, initd, compression", 20, make)
-    for kind, count in KEEP.items():
-        cache.trim(kind, count)
+    _trim(cache)
     return Image(path / "vmlinuz", path / "initramfs.img", path / "disk.img", path / "manifest.json")
 
 
 def cluster(progress: Progress) -> Cluster:
     """Build what changed of the cluster that nodes join: etcd, control plane, images. Raises BuildError."""
     cache = Cache(progress)
+    _require_space(cache, "base", "cluster")
     archive = debian.Archive(cache)
+    golang.source(cache, *golang.BENCHMARK)  # for the tests that run as root, which would make it root's
     parts = _parts(cache)
     builds = {spec.name: golang.build(cache, parts.tools, spec) for spec in golang.CLUSTER_BUILDS}
     inputs = (parts.base.path.name, parts.native.name, repr(archive.packages("cluster")), REGISTRY)
@@ -201,7 +209,6 @@ def cluster(progress: Progress) -> Cluster:
 
     def make(target: Path) -> None:
         for name in ("programs", "images"):
-    golang.source(cache, *golang.BENCHMARK)  # for the tests that run as root, which would make it root's
             (target / name).mkdir(parents=True)
         for name in ("control-plane", "etcd"):
             for program in builds[name].iterdir():
@@ -217,13 +224,14 @@ def cluster(progress: Progress) -> Cluster:
 
     name = key(*inputs, *(path.name for path in builds.values()), *sources, CLONE / "native/oci.py")
     path = cache.entry("cluster", name, "the cluster that nodes join: its programs and images", 10, make)
-    cache.trim("cluster", KEEP["cluster"])
+    _trim(cache)
     return Cluster(path / "programs", path / "images")
 
 
 def conformance(progress: Progress) -> Conformance:
     """Build what changed of Kubernetes' own tests; the first time takes long. Raises BuildError."""
     cache = Cache(progress)
+    _require_space(cache, "conformance")
     archive = debian.Archive(cache)
     archive.fetch()
     tools = _tools(cache, archive)
@@ -246,7 +254,7 @@ def conformance(progress: Progress) -> Conformance:
     recipe = _recipe("build.py", "conformance.py")
     name = key(pods.name, tools.tree.name, repr(archive.packages("cluster")), *recipe, *native)
     images = cache.entry("conformance", name, "the images that Kubernetes' own tests run", 10, make)
-    cache.trim("conformance", KEEP["cluster"])
+    _trim(cache)
     return Conformance(programs / "e2e.test", images)
 
 
