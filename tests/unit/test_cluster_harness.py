@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from qemu.cluster import Cluster
 from qemu.cluster.api import StatusError
+from qemu.cluster.controlplane import ControlPlane
 from qemu.cluster.egress import Proxy
 from qemu.cluster.pki import Authority
-from qemu.errors import HarnessError
+from qemu.errors import HarnessError, MachineStoppedError
+from qemu.machine import Machine
 from qemu.net import Segment
 from qemu.toml import toml
 
@@ -53,6 +55,27 @@ def test_a_nodes_configuration_is_toml_that_joins_it() -> None:
     assert made["network"]["interfaces"][1] == {"name": "eth1", "addresses": ["10.100.0.12/24"]}
     assert made["kubelet"]["config"] == {"maxPods": 20}
     assert made["watchdog"] == {"seconds": 0}
+
+
+def test_a_node_whose_machine_is_off_is_not_waited_for(tmp_path: Path) -> None:
+    cluster = Cluster("unit")
+    cluster.control_plane = ControlPlane(tmp_path, tmp_path, tmp_path / "uds", cluster._dial)
+    off: Any = SimpleNamespace(name="unit-node-1", running=False, console_tail=lambda: "Kernel panic")
+    cluster.machines["node-1"] = off
+    with pytest.raises(MachineStoppedError, match="machine unit-node-1 is off") as caught:
+        cluster.wait_ready("node-1")
+    assert "Kernel panic" in str(caught.value)
+
+
+def test_a_machine_that_is_about_to_start_is_no_way_to_a_kubelet() -> None:
+    cluster = Cluster("unit")
+    cluster.machines["node-1"] = machine = Machine("unit-node-1")
+    with pytest.raises(OSError, match=r"no node at 10\.100\.0\.11 is running"):
+        cluster._dial("10.100.0.11", 10250)
+    process: Any = SimpleNamespace(pid=1, status=None)
+    machine._process = process
+    with pytest.raises(OSError, match="machine unit-node-1 is not started"):
+        cluster._dial("10.100.0.11", 10250)
 
 
 plain = st.recursive(
