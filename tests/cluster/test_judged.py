@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qemu.machine import Machine
     from tests.cluster.work import Work
 
-BENCHMARK = ("kube-bench", "github.com/aquasecurity/kube-bench", "cfg/cis-1.10/node.yaml")
+CHECKS = "cfg/cis-1.10/node.yaml"
 FILES = {
     "$kubeletconf": "/run/initd/kubelet/config.yaml",
     "$kubeletkubeconfig": "/var/lib/kubelet/kubeconfig",
@@ -40,8 +40,8 @@ WAIVERS = {
 
 
 def test_the_cis_benchmark_is_passed_or_waived(cluster: Cluster, nodes: Mapping[str, Machine]) -> None:
-    folder, module, path = BENCHMARK
-    controls = yaml.safe_load((golang.source(Cache(Progress()), folder, module) / path).read_text())
+    benchmark = golang.source(Cache(Progress()), *golang.BENCHMARK)
+    controls = yaml.safe_load((benchmark / CHECKS).read_text())
     with nodes["node-1"].client() as client:
         found = {name: list(client.stream("files", path)) for name, path in FILES.items()}
         kubelet = next(entry for entry in client.call("services") if entry["name"] == "kubelet")
