@@ -12,7 +12,7 @@ from initd import cgroups, log, modules, mounts, services, sysctl
 from initd.config import sources
 from initd.config.sources import ConfigError
 from initd.events import boot_id, machine_id
-from initd.files import read
+from initd.files import read, readable
 from initd.node import Node, write_first_etc
 from initd.phases import Phase, Skipped
 
@@ -96,21 +96,6 @@ def containerd(node: Node) -> None:
         _write(services.CONTAINERD_CONFIG, render.render(wanted.log_level, wanted.metrics_port).encode())
         service.argv = services.containerd_argv(services.CONTAINERD_CONFIG)
     service.start("boot")
-
-
-def keep_identity(node: Node) -> None:
-    """Mount the partition that keeps the node's identity, if there is one."""
-    from initd import state  # noqa: PLC0415 while containerd starts
-
-    try:
-        device = state.find()
-        if device is None:
-            raise Skipped(f"no partition {state.PARTITION}")  # noqa: TRY301 the reason is noted like any other
-        state.mount(device, STATE_SECONDS)
-    except (OSError, Skipped) as error:
-        node.identity = f"ephemeral: {error}"
-        raise
-    node.identity = "persistent"
 
 
 def guard(node: Node) -> None:
@@ -214,6 +199,41 @@ async def _wait_for(node: Node, kind: str, key: str, seconds: float) -> None:
 
 def _machine_name() -> str:
     return f"initd-{machine_id()[:8]}"
+
+
+def keep_identity(node: Node) -> Coroutine[Any, Any, None]:
+    """Mount the partition that keeps the node's identity, if there is one: the keys of this node in this cluster."""
+    from initd import state  # noqa: PLC0415 while containerd starts
+
+    if node.config is None or node.name is None:
+        raise Skipped("no configuration")
+    try:
+        device = state.find()
+        if device is None:
+            raise Skipped(f"no partition {state.PARTITION}")  # noqa: TRY301 the reason is noted like any other
+        return _keep_identity(node, device, state.begin(device, state.owner(node.name, node.config), STATE_SECONDS))
+    except (OSError, Skipped) as error:
+        node.identity = f"ephemeral: {error}"
+        raise
+
+
+async def _keep_identity(node: Node, device: str, report: int) -> None:
+    import asyncio  # noqa: PLC0415 the loop runs now
+    from contextlib import suppress  # noqa: PLC0415
+
+    from initd import state  # noqa: PLC0415
+
+    try:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(readable(report), STATE_SECONDS)
+        node.identity = state.outcome(device, report)
+    except OSError as error:
+        node.identity = f"ephemeral: {error}"
+        raise
+    finally:
+        os.close(report)
+    if node.identity != state.PERSISTENT:
+        log.warning(f"identity {node.identity}")
 
 
 def wait_for_time(node: Node) -> Coroutine[Any, Any, None] | None:
@@ -421,12 +441,12 @@ PHASES = (
     Phase("containerd", containerd, after=("var",)),
     Phase("listen", listen),
     Phase("guard", guard),
-    Phase("state", keep_identity),
     Phase("config", judge_configuration, fatal=True, each_life=True),
     Phase("sysctl", set_parameters),
     Phase("identity", identify, after=("config",)),
+    Phase("state", keep_identity, after=("identity",)),
     Phase("time", wait_for_time, after=("identity",)),
-    Phase("kubelet", start_kubelet, after=("identity", "time", "sysctl", "containerd")),
+    Phase("kubelet", start_kubelet, after=("identity", "time", "sysctl", "containerd"), behind=("state",)),
     Phase("links", start_network),
     Phase("network", configure_network, after=("links",), each_life=True),
     Phase("workers", start_workers),

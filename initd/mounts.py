@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from initd import native
 from initd.native import MountFlag
+from initd.services import KUBELET_PKI
 
 SAFE = MountFlag.NOSUID | MountFlag.NODEV
 SEALED = SAFE | MountFlag.NOEXEC
@@ -21,7 +22,6 @@ ETC = "/run/initd/etc"
 OPT_LAYERS = "/var/lib/initd/opt"
 LOGS = "/run/initd/log"
 STATE = "/run/initd/state"
-KEYS = "/var/lib/kubelet/pki"
 
 
 class Mount(NamedTuple):
@@ -69,10 +69,10 @@ def after_var(options: str = VAR_OPTIONS) -> tuple[Mount, ...]:
     return Mount("/var", "tmpfs", "tmpfs", SAFE, options), Mount("/opt", "opt", "overlay", SAFE, layers), logs
 
 
-def on_state(device: str) -> tuple[Mount, ...]:
-    """The partition that outlives the root and /var, and what of it the kubelet is."""
-    keys = Mount(KEYS, f"{STATE}/kubelet-pki", "ext4", SEALED | MountFlag.BIND, make=True)
-    return Mount(STATE, device, "ext4", SEALED, make=True), keys
+def on_state(device: str, owner: str) -> tuple[Mount, ...]:
+    """The partition that outlives the root and /var, each write to it at once, and what of it is one node's kubelet."""
+    keys = Mount(KUBELET_PKI, f"{STATE}/kubelet-pki/{owner}", "ext4", SEALED | MountFlag.BIND, make=True)
+    return Mount(STATE, device, "ext4", SEALED | MountFlag.SYNCHRONOUS | MountFlag.DIRSYNC, make=True), keys
 
 
 VAR_DIRECTORIES = (

@@ -29,7 +29,9 @@ class MountFlag(IntFlag):
     NOSUID = lib.MS_NOSUID
     NODEV = lib.MS_NODEV
     NOEXEC = lib.MS_NOEXEC
+    SYNCHRONOUS = lib.MS_SYNCHRONOUS
     REMOUNT = lib.MS_REMOUNT
+    DIRSYNC = lib.MS_DIRSYNC
     BIND = lib.MS_BIND
     MOVE = lib.MS_MOVE
     REC = lib.MS_REC

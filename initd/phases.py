@@ -1,6 +1,6 @@
 """How the phases of the boot are run.
 
-A phase runs as soon as what it is `after` is done. The early ones are plain functions and run at once, one after the
+A phase runs as soon as what it waits for is done. The early ones are plain functions and run at once, one after the
 other; one that returns a coroutine is finished in the loop, beside the others, and holds up only the phases that name
 it.
 """
@@ -21,14 +21,16 @@ NOTICEABLE = 0.0005  # seconds of waiting that are worth a name in the boot's ti
 
 
 class Phase(NamedTuple):
-    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason. One for
-    `each_life` is run again after a fault of PID 1: what it did was in PID 1's memory.
+    """One phase. A `fatal` one that fails puts the node into maintenance; any other is noted as a reason. It is skipped
+    if what it is `after` was not done; what it is `behind` it only waits for. One for `each_life` is run again after a
+    fault of PID 1: what it did was in PID 1's memory.
     """
 
     name: str
     run: Callable[[Node], Coroutine[Any, Any, None] | None]
     fatal: bool = False
     after: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
     each_life: bool = False
 
 
@@ -51,7 +53,7 @@ class Sequence:
         for phase in self._phases:
             if phase.name in self._noted and not phase.each_life:
                 continue
-            if any(name in self._pending for name in phase.after):
+            if any(name in self._pending for name in phase.after + phase.behind):
                 self._pending[phase.name] = None
                 continue
             if (rest := self._attempt(phase, boottime())) is not None:
@@ -65,7 +67,7 @@ class Sequence:
 
         async def complete(phase: Phase, rest: Coroutine[Any, Any, None] | None) -> None:
             asked, waited, failure = boottime(), None, None
-            for name in phase.after:
+            for name in phase.after + phase.behind:
                 if name in done and not done[name].is_set():
                     waited = name
                     await done[name].wait()

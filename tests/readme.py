@@ -42,7 +42,8 @@ def phases() -> str:
             str(number),
             f"`{phase.name}`",
             _said(phase.run),
-            ", ".join(f"`{name}`" for name in phase.after) or "-",
+            ", ".join([f"`{name}`" for name in phase.after] + [f"`{name}` or its failure" for name in phase.behind])
+            or "-",
             "maintenance mode" if phase.fatal else "noted",
         )
         for number, phase in enumerate(boot.PHASES, 1)

@@ -66,8 +66,9 @@ class TurnInfo(TypedDict):
 
 class NodeStatus(TypedDict):
     """The node in one answer: `phase` is booting, running, maintenance, stopping or rescue; `identity` is persistent,
-    or ephemeral and why; `time` is "synchronized from SERVER", "not synchronized: REASON" or "not asked"; `failures` is
-    what PID 1 died of in this boot, and was resumed after; `cluster` is null for a node that joins none.
+    with why if it is new, or ephemeral and why; `time` is "synchronized from SERVER", "not synchronized: REASON" or
+    "not asked"; `failures` is what PID 1 died of in this boot, and was resumed after; `cluster` is null for a node that
+    joins none.
     """
 
     name: str | None

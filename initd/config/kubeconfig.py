@@ -140,6 +140,11 @@ def _pem(value: str, label: str, at: str) -> bytes:
         data = binascii.a2b_base64(re.sub("[\r\n]", "", value), strict_mode=True)  # as Go reads it
     except ValueError:
         data = b""
-    if not re.search(f"-----BEGIN [A-Z ]*{label}{_BODY}[A-Z ]*{label}-----".encode(), data):
+    if not has_pem(data, label):
         raise MismatchError(f"base64 of a PEM {label}", "something else", at)
     return data
+
+
+def has_pem(data: bytes, label: str) -> bool:
+    """Whether there is a whole block of that kind (CERTIFICATE, PRIVATE KEY) in a PEM file."""
+    return re.search(f"-----BEGIN [A-Z ]*{label}{_BODY}[A-Z ]*{label}-----".encode(), data) is not None

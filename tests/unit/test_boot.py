@@ -146,6 +146,21 @@ def test_pending_phases_run_beside_each_other_and_tell_what_they_waited_for(monk
     assert {phase["status"] for phase in phases.values()} == {"done"}
 
 
+@pytest.mark.parametrize("outcome", [None, Skipped("not here"), OSError("broken")])
+def test_a_phase_behind_another_waits_for_it_whatever_becomes_of_it(outcome: Exception | None) -> None:
+    ran: list[str] = []
+
+    async def disk(_node: Node) -> None:
+        await asyncio.sleep(0)
+        ran.append("disk")
+        if outcome:
+            raise outcome
+
+    _, phases = run(Phase("disk", disk), Phase("kubelet", lambda _node: ran.append("kubelet"), behind=("disk",)))
+    assert ran == ["disk", "kubelet"]
+    assert phases["kubelet"]["status"] == "done"
+
+
 def test_nothing_begins_once_the_node_stops() -> None:
     node = Node()
     _, phases = run(
@@ -160,7 +175,7 @@ def test_nothing_begins_once_the_node_stops() -> None:
 def test_the_real_list_names_what_stands_above() -> None:
     seen: set[str] = set()
     for phase in PHASES:
-        assert set(phase.after) <= seen
+        assert set(phase.after + phase.behind) <= seen
         assert phase.name not in seen
         seen.add(phase.name)
     names = [phase.name for phase in PHASES]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from initd import boot, mounts, native, state
+from initd.config.schema import ClusterConfig, Config
 from initd.node import Node
 from initd.phases import Skipped
+from tests.unit.cluster_support import TOKEN, pem, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,96 +31,126 @@ def test_the_partition_is_found_by_its_name(tmp_path: Path) -> None:
 
 
 def test_of_several_none_is_taken_and_their_names_are_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for device in ("vdc1", "vdb1"):
         (tmp_path / device).mkdir()
         (tmp_path / device / "uevent").write_text("PARTNAME=INITD-STATE\n")
     found = state.find
     monkeypatch.setattr(state, "find", lambda: found(str(tmp_path)))
-    node = Node()
     with pytest.raises(OSError, match="2 partitions INITD-STATE: vdb1, vdc1"):
-        boot.keep_identity(node)
+        _ = boot.keep_identity(node)
     assert node.status()["identity"] == "ephemeral: 2 partitions INITD-STATE: vdb1, vdc1"
+
+
+def test_without_a_partition_there_is_nothing_to_do(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "find", lambda: None)
+    with pytest.raises(Skipped, match="no partition INITD-STATE"):
+        _ = boot.keep_identity(node)
+    assert node.status()["identity"] == "ephemeral: no partition INITD-STATE"
+
+
+@pytest.fixture
+def node() -> Node:
+    """One whose name is decided."""
+    node = Node()
+    node.name, node.config = "node-1", Config()
+    return node
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[str]]:
-    """What the child mounts, one after the other; nothing is."""
+    """What the child mounts of the partition /dev/vdb1, one after the other; nothing is."""
     log = tmp_path / "log"
     log.touch()
 
     def mount(source: str, target: str, *_: object) -> None:
         with log.open("a") as file:
-            file.write(f"{source} {target.removeprefix(str(tmp_path))}\n")
+            file.write(f"{source} {target}\n".replace(str(tmp_path), ""))
 
     monkeypatch.setattr(native, "mount", mount)
     monkeypatch.setattr(mounts, "STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(mounts, "KEYS", str(tmp_path / "pki"))
+    monkeypatch.setattr(mounts, "KUBELET_PKI", str(tmp_path / "pki"))
+    monkeypatch.setattr(state, "find", lambda: "/dev/vdb1")
     return lambda: log.read_text().splitlines()
 
 
-def test_its_folder_is_the_kubelets(asked: Callable[[], list[str]], tmp_path: Path) -> None:
-    state.mount("/dev/vdb1", 10.0)
+def keep(node: Node) -> str:
+    """Run the phase; what the node says of its identity then."""
+
+    async def run() -> None:
+        await boot.keep_identity(node)
+
+    with suppress(OSError):
+        asyncio.run(run())
+    return node.status()["identity"]
+
+
+def test_its_folder_of_this_node_is_the_kubelets(asked: Callable[[], list[str]], node: Node, tmp_path: Path) -> None:
+    assert keep(node) == "persistent"
     disk, keys, _flags = asked()
-    assert disk == "/dev/vdb1 /state"
-    assert keys == f"{tmp_path}/state/kubelet-pki /pki"
-    assert (tmp_path / "state/kubelet-pki").stat().st_mode & 0o777 == 0o700
+    folder = f"state/kubelet-pki/{state.owner('node-1', Config())}"
+    assert (disk, keys) == ("/dev/vdb1 /state", f"/{folder} /pki")
+    assert (tmp_path / folder).stat().st_mode & 0o777 == 0o700
 
 
-def test_what_is_wrong_with_it_is_said(asked: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_with_it_is_said(
+    asked: Callable[[], list[str]], node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def mount(*_: object) -> None:
         raise OSError(22, "Invalid argument", "/dev/vdb1")
 
     monkeypatch.setattr(native, "mount", mount)
-    monkeypatch.setattr(state, "find", lambda: "/dev/vdb1")
-    node = Node()
     assert node.status()["identity"] == "ephemeral"
-    with pytest.raises(OSError, match="Invalid argument: '/dev/vdb1'"):
-        boot.keep_identity(node)
-    assert node.status()["identity"] == "ephemeral: [Errno 22] Invalid argument: '/dev/vdb1'"
+    assert keep(node) == "ephemeral: [Errno 22] Invalid argument: '/dev/vdb1'"
     assert asked() == []
 
 
 def test_a_disk_that_does_not_answer_is_waited_for_so_long_and_then_left_alone(
-    asked: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    asked: Callable[[], list[str]], node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    reader, writer = os.pipe()
-    over, done = os.pipe()
-
-    def mount(*_: object) -> None:
-        os.close(writer)
-        os.read(reader, 1)  # until the test closes its end
-
-    monkeypatch.setattr(native, "mount", mount)
+    disk, over = tmp_path / "disk", tmp_path / "over"
+    os.mkfifo(disk)
+    os.mkfifo(over)
+    monkeypatch.setattr(native, "mount", lambda *_: disk.read_bytes())  # until the test has opened and closed it
+    monkeypatch.setattr(boot, "STATE_SECONDS", 0.05)
     real = mounts.make_directories
 
     def make(rows: tuple[tuple[str, int], ...]) -> None:
         real(rows)
-        os.write(done, b"mounted, late")
+        if rows[0][0].endswith(state.owner("node-1", Config())):
+            over.write_text("mounted, late")
 
     monkeypatch.setattr(mounts, "make_directories", make)
-    with pytest.raises(TimeoutError, match="/dev/vdb1 does not answer"):
-        state.mount("/dev/vdb1", 0.05)
-    os.close(done)
-    os.close(writer)
-    assert os.read(over, 100) == b"mounted, late"
-    assert os.read(over, 100) == b""  # the child has ended
+    assert keep(node) == "ephemeral: /dev/vdb1 does not answer"
+    disk.write_bytes(b"")
+    assert over.read_text() == "mounted, late"
     os.waitpid(-1, 0)  # as PID 1 reaps whatever ends
     assert asked() == []
-    os.close(reader)
-    os.close(over)
 
 
-def test_a_child_that_dies_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mounts, "on_state", lambda _device: os._exit(1))
-    with pytest.raises(OSError, match="/dev/vdb1: not mounted"):
-        state.mount("/dev/vdb1", 10.0)
+def test_a_child_that_dies_is_no_success(
+    asked: Callable[[], list[str]], node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "on_state", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    assert keep(node) == "ephemeral: /dev/vdb1: not mounted, and nobody knows why"
+    monkeypatch.setattr(mounts, "on_state", lambda *_: 1 // 0)
+    assert keep(node) == "ephemeral: /dev/vdb1: not mounted, and nobody knows why"
+    assert asked() == []
 
 
-def test_without_a_partition_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "find", lambda: None)
-    node = Node()
-    with pytest.raises(Skipped, match="no partition INITD-STATE"):
-        boot.keep_identity(node)
-    assert node.identity == "ephemeral: no partition INITD-STATE"
+def test_who_it_is_depends_on_the_name_and_on_the_clusters_authority_alone() -> None:
+    def in_cluster(name: str, *, token: str = TOKEN, **changes: str) -> str:
+        text = table(token=token)
+        text["clusters"][0]["cluster"] |= changes
+        return state.owner(name, Config(cluster=ClusterConfig(json.dumps(text))))
+
+    mine = in_cluster("node-1")
+    assert in_cluster("node-1", token=TOKEN[::-1], server="https://192.0.2.9:6443") == mine
+    authority = pem("TRUSTED CERTIFICATE")
+    others = {
+        in_cluster("node-2"),
+        in_cluster("node-1", **{"certificate-authority-data": authority}),
+        state.owner("node-1", Config()),
+    }
+    assert len(others | {mine}) == 4

@@ -21,6 +21,14 @@ def identity(machine: Machine) -> str:
         return str(client.call("status")["identity"])
 
 
+def names(path: Path, folder: str) -> list[str]:
+    """What is in a folder of the file system on a disk."""
+    command = ["/usr/sbin/debugfs", "-R", f"ls -p {folder}", f"{path}?offset={1 << 20}"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = [line.split("/")[5] for line in listed.splitlines() if line.startswith("/")]
+    return [name for name in found if name not in {".", ".."}]
+
+
 def test_it_is_mounted_left_clean_and_missed(machine_factory: MachineFactory, tmp_path: Path) -> None:
     path = tmp_path / "state.img"
     disk = partitioned(path, "INITD-STATE", 32 << 20)
@@ -34,11 +42,8 @@ def test_it_is_mounted_left_clean_and_missed(machine_factory: MachineFactory, tm
         assert (mounts[target]["source"], mounts[target]["type"]) == ("/dev/vdb1", "ext4")
         assert {"nosuid", "nodev", "noexec"} <= set(mounts[target]["flags"])
     assert machine.stop()
-    listed = subprocess.run(
-        ["/usr/sbin/debugfs", "-R", "ls -p /kubelet-pki", f"{path}?offset={1 << 20}"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert "kubelet.key" in listed
+    (folder,) = names(path, "/kubelet-pki")
+    assert "kubelet.key" in names(path, f"/kubelet-pki/{folder}")
     shown = subprocess.run(
         ["/usr/sbin/dumpe2fs", "-h", f"{path}?offset={1 << 20}"], capture_output=True, text=True, check=True
     ).stdout

@@ -66,7 +66,7 @@ def _open(path: str) -> int:
     if not path.startswith("/") or "\0" in path:
         raise ApiError(Code.INVALID_ARGUMENT, f"files: found path {path!r}, expected an absolute one")
     path = os.path.normpath(path).replace("//", "/")
-    above = [row.target for row in (*TABLE, *after_var(), *on_state("")) if f"{path}/".startswith(f"{row.target}/")]
+    above = [row.target for row in (*TABLE, *after_var(), *on_state("", "")) if f"{path}/".startswith(f"{row.target}/")]
     base = max(above, key=len, default="/")
     try:
         directory = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
