@@ -28,7 +28,7 @@ class MismatchError(ValueError):
 
 
 def describe(value: object) -> str:
-    """Name a TOML value in a few words for an error, shortened so that no one can fill the log with it."""
+    """Name a TOML value in a few words for an error. A long text is not quoted: it may be a secret in a wrong place."""
     match value:
         case bool():
             return str(value).lower()
@@ -37,7 +37,7 @@ def describe(value: object) -> str:
         case list() | tuple():
             return "an array" if value else "an empty array"
         case str():
-            return repr(value) if len(value) <= 60 else f"{value[:57]!r}..."
+            return repr(value) if len(value) <= 60 and "\n" not in value else f"text of {len(value)} characters"
         case int() if value.bit_length() > 64:
             return "a very large integer"
         case _:

@@ -15,6 +15,7 @@ from initd.config import checks, walk
 from initd.config.checks import MismatchError
 
 _SERVER = re.compile(r"https://(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?(/[!-~]*)?")
+TOKEN = re.compile(r"[a-z0-9]{6}\.[a-z0-9]{16}")  # for bootstrap: k8s.io/cluster-bootstrap/token/api
 _BODY = r"-----\s[A-Za-z0-9+/=\s]+-----END "
 
 

@@ -274,7 +274,7 @@ def parse(text: str, source: str) -> Config:
     except RecursionError:
         raise ConfigError(source, "not valid TOML: nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, or int()'s own limit on digits
-        raise ConfigError(source, f"not valid TOML: {error}") from None
+        raise _error(source, f"not valid TOML: {error}") from None
     for path, _ in _secrets(table) if source == COMMAND_LINE else ():
         raise ConfigError(source, "found a secret, expected none where every pod can read it", ".".join(path))
     return convert(table, source)
@@ -286,7 +286,12 @@ def convert(table: dict[str, Any], source: str) -> Config:
         return msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         mismatch = walk.explain(error, Config, table)
-        raise ConfigError(source, str(mismatch), mismatch.at.lstrip(".")) from None
+        raise _error(source, str(mismatch), mismatch.at.lstrip(".")) from None
+
+
+def _error(source: str, problem: str, key: str = "") -> ConfigError:
+    """What readers of the API may see: a key may be a token, mistyped."""
+    return ConfigError(source, kubeconfig.TOKEN.sub(HIDDEN, problem), kubeconfig.TOKEN.sub(HIDDEN, key))
 
 
 def _secrets(table: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -308,16 +313,19 @@ def shown(config: Config) -> dict[str, Any]:
 
 
 def shown_text(text: str) -> str:
-    """The text of a configuration, right or wrong, with HIDDEN for each secret, or for all where that is not sure."""
+    """The text of a configuration that was accepted, with HIDDEN for each secret, or for all where that is not sure.
+
+    It is not where a comment may hold one. In a text that was refused anything may be one.
+    """
+    for path, inner in _secrets(tomllib.loads(text)):
+        for written in (inner[path[-1]], msgspec.json.encode(inner[path[-1]]).decode()[1:-1]):
+            text = text.replace(written, HIDDEN)
     try:
-        for path, inner in _secrets(tomllib.loads(text)):
-            value = str(inner[path[-1]])
-            for written in (value, msgspec.json.encode(value).decode()[1:-1]):
-                text = text.replace(written or HIDDEN, HIDDEN)
-        sure = all(inner[path[-1]] == HIDDEN for path, inner in _secrets(tomllib.loads(text)))
-    except (ValueError, RecursionError):
-        sure = not any(path[-1] in text for path in walk.secrets(Config))
-    return text if sure else HIDDEN
+        hidden = [inner[path[-1]] == HIDDEN for path, inner in _secrets(tomllib.loads(text))]
+    except ValueError:
+        return HIDDEN
+    named = sum(text.count(path[-1]) for path in walk.secrets(Config))
+    return text if all(hidden) and named == len(hidden) and not kubeconfig.TOKEN.search(text) else HIDDEN
 
 
 def json_schema() -> dict[str, Any]:

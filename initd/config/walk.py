@@ -83,6 +83,8 @@ def explain(
         wanted = " or ".join(repr(choice) for choice in get_args(bare))
     elif expected := _EXPECTED.fullmatch(what):
         wanted = _WORDS.get(expected[1], expected[1]) + (expected[2] or "")
+        if isinstance(found, str) and expected[1] in {"array", "object"}:
+            return MismatchError(wanted, "text", at)  # which may be a secret, or have one in it
     return MismatchError(wanted, describe(found), at)
 
 

@@ -14,7 +14,7 @@ from initd.api import registry
 from initd.api.protocol import HELLO, ApiError, Code, is_nonce
 from initd.api.registry import Call, Role, each, method
 from initd.api.types import BootTimes, ConfigInfo, Event, LastBoot, NodeStatus, VersionInfo
-from initd.config.schema import json_schema, shown, shown_text
+from initd.config.schema import HIDDEN, json_schema, shown, shown_text
 from initd.files import read
 from initd.supervise.states import State
 
@@ -61,11 +61,14 @@ async def status(call: Call) -> NodeStatus:
 
 @method("config", Role.READER)
 async def config(call: Call) -> ConfigInfo:
-    """The configuration in force, without its secrets, where it came from, and what is wrong with it if anything is."""
+    """The configuration in force, without its secrets, where it came from, and what is wrong with it if anything is.
+
+    The text of one that was refused is not shown: what is wrong may be that its secrets are in a wrong place.
+    """
     node = call.node
     return {
         "source": node.found.source if node.found else None,
-        "text": shown_text(node.found.text) if node.found else "",
+        "text": "" if node.found is None else shown_text(node.found.text) if node.config is not None else HIDDEN,
         "values": shown(node.config) if node.config is not None else {},
         "error": node.config_error,
     }
