@@ -16,6 +16,7 @@ from initd import native
 from initd.api.protocol import ApiError, Code
 from initd.devices import aliases, buttons, uevents
 from initd.devices.disks import disks
+from initd.devices.files import files
 from initd.devices.uevents import Uevent, Uevents, UeventsLostError
 from initd.files import readable
 from initd.worker import DESCRIPTORS, Link, Rest
@@ -30,10 +31,11 @@ async def serve(link: Link) -> None:
 
     Sends `settled` after a walk of sysfs that loads what is missing: at the start, and again if uevents were lost, so
     PID 1 looks afresh for what it waits for whenever it comes. Sends `device` and `power_button` as they happen, and
-    answers `disks []` and `modprobe [alias]`.
+    answers `disks []`, `files [mount point, path]` and `modprobe [alias]`.
     """
     link.handle("modprobe", _modprobe)
     link.handle("disks", partial(asyncio.to_thread, disks))  # one that hangs must not hold up hotplug or power button
+    link.handle("files", lambda base, path: asyncio.to_thread(files, base, path))
     with closing(Devices(link)) as devices:
         async with asyncio.TaskGroup() as group:
             hotplug = group.create_task(devices.run())

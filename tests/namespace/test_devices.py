@@ -233,6 +233,10 @@ def test_requests_are_answered_and_bad_ones_named(loads: list[str]) -> None:
         assert isinstance(disks, list)
         assert [disk["name"] for disk in disks] == sorted(disk["name"] for disk in disks)
         assert all(disk["size_bytes"] > 0 for disk in disks)
+        files = (await answer(peer, "files", "/proc", "/proc/1/comm")).result
+        assert isinstance(files, list)
+        assert [(file["name"], file["type"]) for file in files] == [("comm", "file")]
+        assert (await answer(peer, "files", "/", "/nowhere")).error == ["NOT_FOUND", "files: no file '/nowhere'"]
 
     with_worker(test)
     assert loads[-1] == "virtio_net"

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from initd.api.methods.files import files
+from initd.api.methods.workers import files
 from initd.api.protocol import ApiError, Code
+from initd.devices import files as worker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+class Devices:
+    """The devices worker, as PID 1 calls it."""
+
+    async def call(self, method: str, base: str, path: str) -> object:
+        assert method == "files"
+        return await asyncio.to_thread(worker.files, base, path)
+
+
 def listed(path: str) -> dict[str, Any]:
+    node = SimpleNamespace(workers={"devices": Devices()})
+
     async def collect() -> dict[str, Any]:
-        return {entry["name"]: entry async for entry in files(cast("Any", None), path)}
+        return {entry["name"]: entry async for entry in files(cast("Any", SimpleNamespace(node=node)), path)}
 
     return asyncio.run(collect())
 
@@ -64,3 +76,14 @@ def test_what_is_mounted_by_others_is_not_entered() -> None:
     names = listed("/")
     assert "etc" in names
     assert "proc" not in names
+
+
+def test_more_than_an_answer_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MOST", 3)
+    for number in range(3):
+        (tmp_path / str(number)).touch()
+    assert len(listed(str(tmp_path))) == 3
+    (tmp_path / "one more").touch()
+    with pytest.raises(ApiError, match="more than 3 files") as caught:
+        listed(str(tmp_path))
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
