@@ -80,24 +80,23 @@ def status(value: types.NodeStatus, style: Style) -> str:
         ready,
         f"up {duration(value['uptime_seconds'])}",
         f"configuration from {clean(value['config_source'] or 'nowhere yet')}",
-        f"identity {clean(value.get('identity', 'unknown')).partition(':')[0]}",  # why, is among the reasons
-        f"time {clean(value.get('time', 'unknown'))}",
+        f"identity {clean(value['identity']).partition(':')[0]}",  # what is wrong is among the reasons
+        f"time {clean(value['time'])}",
     ]
-    # An older node, and rescue, know of neither identity, time nor failures, nor of a cluster.
-    failures = [f"PID 1 failed and was resumed: {text.splitlines()[-1]}" for text in value.get("failures", ()) if text]
+    failures = [f"PID 1 failed and was resumed: {text.splitlines()[-1]}" for text in value["failures"] if text]
     notes = [f"  {style.paint('!', 'yellow')} {clean(note)}" for note in [*value["reasons"], *failures]]
     return "\n".join(["  ".join(parts), *_cluster(value, style), *notes])
 
 
 def _cluster(value: types.NodeStatus, style: Style) -> list[str]:
     lines = []
-    if state := value.get("cluster"):
+    if state := value["cluster"]:
         joined = style.state("Ready" if state["ready"] else "NotReady") if state["joined"] else "not joined"
         cordoned = [style.paint("cordoned", "yellow")] if state["cordoned"] else []
         # Why it is not ready is a reason of the node's.
         note = [style.paint(clean(state["reason"]), "yellow")] if state["ready"] and state["reason"] else []
         lines.append("  ".join(["  cluster", clean(state["server"]), joined, *cordoned, *note]))
-    if turn := value.get("turn"):
+    if turn := value["turn"]:
         lines.append(f"  reboot, asked for by {clean(turn['by'])}, waits: {clean(turn['waits_for'])}")
     return lines
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from initd import log, native, worker
@@ -151,7 +152,8 @@ class Worker(Service):
 
     def tell(self, method: str, *params: object) -> None:
         """Send a notification, which one that does not run or read never gets. Needs no loop: it may be starting."""
-        self._send(encode(Notification(method, list(params))))
+        with suppress(BlockingIOError):
+            self._send(encode(Notification(method, list(params))))
 
     async def call(self, method: str, *params: object, timeout: float = TIMEOUT) -> Any:
         """Call a method of the worker. Raises ApiError: the worker's own, or UNAVAILABLE, or DEADLINE_EXCEEDED."""
@@ -172,9 +174,10 @@ class Worker(Service):
         self._msgid = msgid = self._msgid % 0xFFFF_FFFF + 1
         future = self._calls[msgid] = self._loop.create_future()
         try:
-            if not self._send(encode(Request(msgid, method, list(params)))):
-                raise self._unavailable("it does not read what it is asked")
+            self._send(encode(Request(msgid, method, list(params))))
             return await future
+        except BlockingIOError:
+            raise self._unavailable("it does not read what it is asked") from None
         finally:
             self._calls.pop(msgid, None)
 
@@ -187,20 +190,22 @@ class Worker(Service):
             if self.process is process:  # else it has ended by itself
                 self.handle(Event.UNHEALTHY, error.message)
 
-    def _send(self, data: bytes) -> bool:
-        """Whether there was room for the frame. It never waits: who reads nothing for so long is ended by liveness."""
+    def _send(self, data: bytes) -> None:
+        """Send a frame; one that has ended gets none. Raises BlockingIOError if there is no room.
+
+        It never waits: who reads nothing for so long is ended by liveness.
+        """
         if self._socket is None:
-            return False
+            return
         try:
             sent = self._socket.send(data)
         except BlockingIOError:
-            return False
+            raise
         except OSError:
-            return True  # the worker is gone; its end is reaped and told from there
+            return  # its end is reaped, and told from there
         self._sent += 1
         if sent < len(data):
             self.handle(Event.UNHEALTHY, "does not read what it is asked")  # nor could it any more: a frame is torn
-        return True
 
     def _readable(self) -> None:
         if self._socket is None:
