@@ -62,8 +62,9 @@ def begin(device: str, whose: str, seconds: float) -> int:
             os.write(REPORT_FD, os.fsencode(said))
         finally:
             os._exit(0)  # whatever happened: there is one PID 1
-    os.close(writer)
-    os.close(child.pidfd)  # it is reaped like any other
+    for fd in (writer, child.pidfd, child.report):  # it is reaped like any other
+        if fd >= 0:
+            os.close(fd)
     return report
 
 
