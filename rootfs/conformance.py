@@ -72,6 +72,7 @@ def make_images(folder: Path, source: Path, programs: Path, busybox: Path, tools
         "/agnhost": File(programs / "agnhost", 0o755),
         "/agnhost-2": Link("agnhost"),
         "/usr/bin/curl": File(CURL.encode(), 0o755),
+        "/bin/bash": File(b'#!/bin/sh\nexec sh "$@"\n', 0o755),
         "/uploads": Directory(),
         **_registry(pause),
         **{f"/{name}": File(porter / name) for name in ("localhost.crt", "localhost.key")},
