@@ -79,7 +79,6 @@ def metrics(text: str) -> set[str]:
         ("metrics/probes", ("prober_probe_total",)),
     ],
 )
-@pytest.mark.cluster
 def test_the_kubelets_metrics_are_scraped(
     cluster: Cluster, nodes: Mapping[str, Machine], path: str, names: tuple[str, ...]
 ) -> None:
@@ -114,7 +113,6 @@ def test_the_kubelets_summary_is_complete(cluster: Cluster, nodes: Mapping[str, 
     until("a complete summary", complete, 90)
 
 
-@pytest.mark.cluster
 def test_containerds_metrics_are_scraped(work: Work) -> None:
     main = container("main", "web", "get", "127.0.0.1", "1338", "/v1/metrics")
     work.apply(pod("scraper", main, hostNetwork=True, nodeName="node-1"))

@@ -197,7 +197,6 @@ def hold(cluster: Cluster, number: int, name: str | None) -> None:
     cluster.apply({**lease, "spec": {"holderIdentity": name}})
 
 
-@pytest.mark.cluster
 def test_coordinated_reboots_need_a_role_and_the_node_says_so(nodes: Mapping[str, Machine]) -> None:
     before = nodes["node-1"].verify()["boot_id"]
     with pytest.raises(ApiError, match=r"may not .*: 403, see the README, Rights") as caught:

@@ -30,7 +30,6 @@ def test_a_daemon_set_has_a_pod_on_every_node(clients: Mapping[str, str]) -> Non
     assert set(clients) == set(NAMES)
 
 
-@pytest.mark.cluster
 def test_pods_of_both_nodes_see_each_other_by_their_own_addresses(work: Work, clients: Mapping[str, str]) -> None:
     addresses = {node: work.get("pods", name)["status"]["podIP"] for node, name in clients.items()}
     for here in NAMES:
@@ -148,7 +147,6 @@ def test_logs_are_those_of_the_container_and_can_be_followed(work: Work) -> None
     assert work.logs("speaks", "--tail=2").splitlines() == ["500", "end"]
 
 
-@pytest.mark.cluster
 def test_port_forward(work: Work, clients: Mapping[str, str]) -> None:
     with kubectl(work, "port-forward", f"pod/{clients['node-1']}", f":{ECHO}") as output:
         line = output.readline()
