@@ -179,6 +179,12 @@ class Node:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def end_task(self, name: str) -> None:
+        """Cancel what was begun by that name."""
+        for task in self.tasks:
+            if task.get_name() == name:
+                task.cancel()
+
     async def _guard(self, work: Any, name: str) -> None:
         import asyncio  # noqa: PLC0415 the loop runs now
 

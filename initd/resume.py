@@ -186,12 +186,12 @@ def adopt(node: Node, state: dict[str, Any]) -> None:
             worker.restart(RESUMED)
             if worker.state in HAS_PROCESS and worker.process is None:
                 worker.lost(f"ended when {RESUMED}")
-    from initd import shutdown  # noqa: PLC0415 imports asyncio
+    from initd import shutdown, turns  # noqa: PLC0415 they import asyncio
 
     if state["shutdown"] is not None:
         shutdown.begin(node, shutdown.Shutdown(*state["shutdown"]))
     elif node.turn is not None:
-        node.spawn_task(lambda: shutdown.wait_for_turn(node), "turn")
+        node.spawn_task(lambda: turns.wait(node), turns.TASK)
 
 
 def _adopt(service: Service, process: tuple[int, int] | None) -> None:

@@ -11,7 +11,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from initd import cgroups, log, mounts, native
-from initd.api.protocol import ApiError, Code
+from initd.api.protocol import ApiError
 from initd.events import boottime
 from initd.files import read
 from initd.supervise.states import State
@@ -31,9 +31,6 @@ POLL = 0.05
 DRAIN_LEAST = 2.0  # seconds that it makes sense to begin with
 WORKER_SECONDS = 0.5  # until one that has ended is asked for again
 NOT_READY_SECONDS = 5.0
-TURN_SECONDS = 10.0
-ANSWER_SECONDS = 8.0  # for the API's caller, who waits no longer than 10
-HELD = 1000  # characters of who has what is waited for
 KEPT_MOUNTS = {"/", "/proc", "/sys", "/dev", "/run"}
 COMMANDS = {"reboot": native.RebootCommand.RESTART, "shutdown": native.RebootCommand.POWER_OFF}
 
@@ -80,97 +77,10 @@ def _drain_seconds(node: Node) -> float:
     return cluster.drain_seconds if cluster is not None else 0
 
 
-async def coordinate(node: Node, by: str) -> float | None:
-    """Reboot when it is this node's turn to be down: at once, or, if that is None, later, beside the loop.
-
-    Raises ApiError FAILED_PRECONDITION for a node without a cluster, PERMISSION_DENIED for one that may take no turn.
-    """
-    if "cluster" not in node.workers:
-        raise ApiError(Code.FAILED_PRECONDITION, "this node joins no cluster: there is nobody to wait for")
-    if node.turn is not None:
-        return None
-    node.turn = {"by": by, "waits_for": "the API server's answer"}
-    # A caller who goes away must not leave a Lease behind that nobody knows of.
-    return await asyncio.shield(_ask_first(node))
-
-
-async def _ask_first(node: Node) -> float | None:
-    try:
-        seconds = await _try(node, ANSWER_SECONDS)
-    except ApiError:
-        node.turn = None
-        raise
-    if node.turn is not None:
-        node.spawn_task(lambda: wait_for_turn(node), "turn")
-    return seconds
-
-
-async def wait_for_turn(node: Node) -> None:
-    """Reboot as soon as it may; until that is called off, or a shutdown begins that waits for nobody."""
-    while node.turn is not None:
-        await asyncio.sleep(TURN_SECONDS)
-        try:
-            await _try(node, 3 * TURN_SECONDS)
-        except ApiError as error:
-            _waits(node, error.message)
-
-
-async def _try(node: Node, seconds: float) -> float | None:
-    """Ask for a turn and reboot with it: returns the seconds it may take, None if there is none. Raises ApiError
-    PERMISSION_DENIED.
-    """
-    held = await _held(node, seconds)
-    if node.turn is None:  # called off meanwhile, or overtaken
-        if not held and node.shutdown is None:
-            await _give_back(node)
-        return None
-    if not held:
-        return request(node, "reboot", node.turn["by"])
-    _waits(node, held)
-    return None
-
-
-def call_off(node: Node) -> bool:
-    """Have a reboot that waits for its turn wait no longer; whether there was one."""
-    turn, node.turn = node.turn, None
-    if turn is not None:
-        log.info("a reboot that waited for its turn is called off", by=turn["by"])
-    return turn is not None
-
-
-async def _give_back(node: Node) -> None:
-    try:
-        await node.workers["cluster"].call("give_turn_back", _count(node))
-    except ApiError as error:
-        log.warning("a Lease is kept until the next reboot", reason=error.message)
-
-
-def _count(node: Node) -> int:
-    cluster = node.config.cluster if node.config is not None else None
-    return cluster.max_unavailable if cluster is not None else 1
-
-
-async def _held(node: Node, seconds: float) -> str:
-    """Take a turn; what it waits for, if there is none to be had. Raises ApiError PERMISSION_DENIED."""
-    try:
-        holders = await node.workers["cluster"].call("take_turn", _count(node), timeout=seconds)
-    except ApiError as error:
-        if error.code is Code.PERMISSION_DENIED:
-            raise
-        return error.message
-    return ", ".join(holders)[:HELD]
-
-
-def _waits(node: Node, held: str) -> None:
-    if node.turn is not None and node.turn["waits_for"] != held:
-        node.turn = {**node.turn, "waits_for": held}
-        log.info("a reboot waits for its turn", **node.turn)
-        node.events.emit("turn", **node.turn)
-
-
 def begin(node: Node, shutdown: Shutdown) -> None:
-    """Go through the steps, beside the loop."""
+    """Go through the steps, beside the loop. What waits for its turn to reboot does so no longer."""
     node.shutdown, node.turn = shutdown, None
+    node.end_task("turn")
     if node.loop is not None:
         # First of all: whatever the steps do or fail to do, the end comes.
         _watch_deadline(node, shutdown)

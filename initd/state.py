@@ -93,21 +93,17 @@ def _mount(device: str, whose: str, end: float) -> str:
     if boottime() > end:
         raise TimeoutError(f"{device} did not answer in time")
     mounts.mount_all((keys,))
-    return f"{PERSISTENT}: new, since {new}" if new else PERSISTENT
+    return f"{PERSISTENT}: {new}" if new else PERSISTENT
 
 
 def _make_room(folder: str) -> str:
     """Put aside what would make the kubelet end over and over; why that is, or why there is nothing yet, or ""."""
     if not os.path.lexists(folder):
-        return f"{PARTITION} is of another node or cluster" if os.listdir(os.path.dirname(folder)) else ""
-    broken = next((name for name in PAIRS if not _is_whole(folder, name)), None)
-    if broken is None:
-        return ""
-    import shutil  # noqa: PLC0415 not in PID 1
-
-    shutil.rmtree(f"{folder}.old", ignore_errors=True)
-    os.rename(folder, f"{folder}.old")
-    return f"{broken} was no certificate and key"
+        return f"new, since {PARTITION} is of another node or cluster" if os.listdir(os.path.dirname(folder)) else ""
+    broken = [name for name in PAIRS if not _is_whole(folder, name)]
+    for name in broken:
+        os.replace(f"{folder}/{name}", f"{folder}/{name}.old")  # a link most often; the kubelet asks for another one
+    return f"put aside {', '.join(broken)}, no certificate and key" if broken else ""
 
 
 def _is_whole(folder: str, name: str) -> bool:

@@ -137,10 +137,11 @@ class Cache:
         Nothing used within the last hour is removed.
         """
         folder = self.root / kind
-        entries = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in [*entries[keep:], *folder.glob(".*.partial")]:
-            if time.time() - path.stat().st_mtime > KEEP_SECONDS:
-                remove(path)
+        with suppress(OSError):  # of another user's, or that another clone is removing: it costs space, no more
+            entries = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
+            for path in [*entries[keep:], *folder.glob(".*.partial")]:
+                if time.time() - path.stat().st_mtime > KEEP_SECONDS:
+                    remove(path)
 
     def require_space(self, needed: int, purpose: str) -> None:
         """Raise BuildError unless `needed` bytes are free below the cache."""

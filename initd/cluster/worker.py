@@ -37,8 +37,9 @@ class Cluster:
         link.handle("configure", self.configure)
         link.handle("drain", self.drain)
         link.handle("not_ready", lambda reason: drain.not_ready(self._server(), reason))
-        link.handle("take_turn", lambda count: turn.take(self._server(), count))
-        link.handle("give_turn_back", lambda count: turn.give_back(self._server(), count, earlier=False))
+        self._leases, self._cordons = asyncio.Lock(), asyncio.Lock()  # one after the other, as they are asked for
+        link.handle("take_turn", self.take_turn)
+        link.handle("give_turn_back", self.give_turn_back)
 
     async def configure(self, config: dict[str, Any], told: ClusterState | None = None) -> None:
         """Take the configuration: name, boot_id, max_unavailable (Leases), kubeconfig (the path of the one for
@@ -48,8 +49,18 @@ class Cluster:
         self._owes = not (told and told["ready"] and told["reason"] is None)
         self._asked.set()
 
+    async def take_turn(self, count: int) -> list[str]:
+        async with self._leases:
+            return await turn.take(self._server(), count)
+
+    async def give_turn_back(self, count: int) -> None:
+        async with self._leases:
+            await turn.give_back(self._server(), count, earlier=False)
+
     async def drain(self, seconds: float) -> drain.Drained:
         self._leaving = True
+        async with self._cordons:  # which may be just being taken back
+            pass
         return await drain.drain(self._server(), seconds)
 
     def rest(self) -> Rest | None:
@@ -110,13 +121,14 @@ class Cluster:
             except ApiError as error:
                 self._owes = error.code is not Code.PERMISSION_DENIED  # else this node can hold none
                 reason = error.message if self._owes else None
-        if not self._leaving and node.metadata.annotations.get(drain.CORDONED, server.boot_id) != server.boot_id:
-            try:
-                await drain.set_cordoned(server, cordoned=False)
-                cordoned = False
-            except ApiError as error:
-                self._owes = self._owes or error.code is not Code.PERMISSION_DENIED
-                reason = error.message
+        async with self._cordons:
+            if not self._leaving and node.metadata.annotations.get(drain.CORDONED, server.boot_id) != server.boot_id:
+                try:
+                    await drain.set_cordoned(server, cordoned=False)
+                    cordoned = False
+                except ApiError as error:
+                    self._owes = self._owes or error.code is not Code.PERMISSION_DENIED
+                    reason = error.message
         return self._state(ready=True, cordoned=cordoned, reason=reason)
 
     async def _why_not_joined(self) -> str:

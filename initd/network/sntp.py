@@ -152,7 +152,13 @@ class Clock:
                     denied.append(server)
         least, most = FAILING if chosen is None else WORKING
         same = before is not None and (before["server"] is None) == (chosen is None) and abs(offset or 0.0) < FAR
-        wait = most if rarely else min(most, max(least, 2 * before["wait"])) if before and same else least
+        wait = (
+            most
+            if rarely and abs(offset or 0.0) < FAR
+            else min(most, max(least, 2 * before["wait"]))
+            if before and same
+            else least
+        )
         reason = None if chosen else "; ".join(problems) or "no server wants to be asked"
         due = boottime() + wait
         return {"server": chosen, "offset": offset, "reason": reason, "due": due, "wait": wait, "denied": denied}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from initd.api.protocol import ApiError, Code
-from initd.shutdown import TURN_SECONDS
+from initd.turns import TURN_SECONDS
 from qemu.cluster.api import StatusError
 from qemu.probe import Probe
 from tests.cluster.conftest import JOIN, status

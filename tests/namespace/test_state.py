@@ -104,10 +104,21 @@ def test_keys_come_back_without_those_that_nobody_signed(disk: Disk) -> None:
 @pytest.mark.parametrize("text", ["", "\0" * 4096, GOOD[:-40], GOOD.replace("CERTIFICATE", "NOTHING")])
 def test_a_broken_certificate_is_put_aside(disk: Disk, text: str) -> None:
     disk.boot(certificate(text))
-    new = f"persistent: new, since {CURRENT} was no certificate and key"
-    assert disk.boot(certificate(text)) == (new, True, [])
-    assert disk.boot() == (new, True, []), "again"
-    assert disk.boot() == ("persistent", True, [])
+    new, aside = (
+        f"persistent: put aside {CURRENT}, no certificate and key",
+        ["kubelet-client-2027.pem", f"{CURRENT}.old"],
+    )
+    assert disk.boot(certificate(text)) == (new, True, aside)
+    assert disk.boot() == (new, True, aside), "again"
+    assert disk.boot() == ("persistent", True, aside)
+
+
+def test_a_broken_certificate_for_servers_costs_the_node_no_other(disk: Disk) -> None:
+    disk.boot(certificate(GOOD))
+    disk.boot(lambda keys: (keys / "kubelet-server-current.pem").write_text("no"))
+    found = disk.boot()
+    assert found.identity == "persistent: put aside kubelet-server-current.pem, no certificate and key"
+    assert CURRENT in found.there
 
 
 def test_a_link_that_leads_nowhere_is_left_to_the_kubelet(disk: Disk) -> None:

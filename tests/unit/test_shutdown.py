@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from initd import cgroups, log, native, shutdown
+from initd import cgroups, log, native, shutdown, turns
 from initd.api.protocol import ApiError, Code
 from initd.node import Node
 from initd.supervise.states import State
@@ -193,7 +193,7 @@ def coordinated(machine: Machine, *requests: Callable[[Node], object]) -> list[o
 
     async def whole() -> None:
         machine.node.loop = asyncio.get_running_loop()
-        given.append(await shutdown.coordinate(machine.node, by="the test"))
+        given.append(await turns.coordinate(machine.node, by="the test"))
         for request in requests:
             await asyncio.sleep(0)
             request(machine.node)
@@ -238,7 +238,7 @@ def test_a_turn_is_waited_for_whatever_happens(machine: Machine, monkeypatch: py
     def fail(code: Code) -> Any:
         raise ApiError(code, "away")
 
-    monkeypatch.setattr(shutdown, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     answers: list[Callable[[], Any]] = [
         lambda: ["0 is held by node-2", "1 is held by node-3"],
         lambda: ["0 is held by node-2", "1 is held by node-3"],
@@ -267,7 +267,7 @@ def test_a_turn_is_waited_for_though_who_asked_has_gone(machine: Machine) -> Non
 
     async def whole() -> None:
         machine.node.loop = asyncio.get_running_loop()
-        asked = asyncio.ensure_future(shutdown.coordinate(machine.node, by="the test"))
+        asked = asyncio.ensure_future(turns.coordinate(machine.node, by="the test"))
         await cluster.asked.wait()
         asked.cancel()
         answer.set()
@@ -284,13 +284,23 @@ def test_a_reboot_that_is_called_off_leaves_no_lease(machine: Machine, held: lis
     cluster, given = Cluster(machine), list[int]()
 
     def take(_count: int) -> list[str]:
-        assert shutdown.call_off(machine.node)
+        assert turns.call_off(machine.node)
         return held
 
     cluster.answers |= {"take_turn": take, "give_turn_back": given.append}
-    assert not shutdown.call_off(machine.node)
-    assert coordinated(machine, reboot) == [None]
-    assert given == ([] if held else [2])
+    assert not turns.call_off(machine.node)
+    with pytest.raises(ApiError, match="called off"):
+        coordinated(machine)
+    assert given == [2]
+    assert machine.node.shutdown is None
+
+
+def test_a_reboot_that_waited_when_the_machine_is_switched_off_leaves_no_lease(machine: Machine) -> None:
+    cluster, given = Cluster(machine), list[int]()
+    cluster.answers |= {"take_turn": lambda _count: ["0 is held by node-2"], "give_turn_back": given.append}
+    coordinated(machine, lambda node: shutdown.request(node, "shutdown", by="the test"))
+    assert given == [2]
+    assert machine.node.turn is None
 
 
 def test_a_second_request_waits_with_the_first_and_one_without_a_turn_does_not(machine: Machine) -> None:
@@ -298,7 +308,7 @@ def test_a_second_request_waits_with_the_first_and_one_without_a_turn_does_not(m
     second: list[float | None] = []
 
     async def ask_again(node: Node) -> None:
-        second.append(await shutdown.coordinate(node, by="another"))
+        second.append(await turns.coordinate(node, by="another"))
         reboot(node)
 
     found = coordinated(machine, lambda node: node.spawn_task(ask_again(node), "again"))

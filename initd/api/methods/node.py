@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import initd
-from initd import shutdown
+from initd import shutdown, turns
 from initd.api import registry
 from initd.api.protocol import HELLO, ApiError, Code, is_nonce
 from initd.api.registry import Call, Role, each, method
@@ -123,14 +123,14 @@ async def reboot(call: Call, force: bool = False, coordinated: bool = False) -> 
     `coordinated`: only when few enough nodes of the cluster are down; null: it waits for that, see `status`.
     """
     if coordinated and not force and call.node.shutdown is None:
-        return await shutdown.coordinate(call.node, by=f"API, {call.peer.text}")
+        return await turns.coordinate(call.node, by=f"API, {call.peer.text}")
     return _request(call, "reboot", force=force)
 
 
 @method("reboot.cancel", Role.ADMIN)
 async def cancel_reboot(call: Call) -> bool:
     """Call off a reboot that waits for its turn; returns whether there was one."""
-    return shutdown.call_off(call.node)
+    return turns.call_off(call.node)
 
 
 @method("shutdown", Role.ADMIN)
