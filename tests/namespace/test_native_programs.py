@@ -259,7 +259,7 @@ def test_probe_makes_fills_and_removes_files(isolated: Isolated, programs: Path,
         assert probe("remove", path=inner / "fill") == {"error": "ENOENT"}
         assert probe("fill", path=inner / "fill", leave=1 << 19)["bytes"] == size - (1 << 19)
         assert os.statvfs(inner).f_bavail > 0
-        assert probe("clock") == {"error": "EINVAL"}, "it is the host's clock too: no jump here"
+        assert set(probe("clock")) == {"synchronized"}, "it is the host's clock too: no jump here"
         stop(child)
 
     isolated(body)

@@ -18,7 +18,7 @@ from initd.phases import Skipped
 from tests.unit.cluster_support import TOKEN, pem, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -59,9 +59,16 @@ def node() -> Node:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[str]]:
-    """What the child mounts of the partition /dev/vdb1, one after the other; nothing is."""
-    log = tmp_path / "log"
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
+    """What the child mounts of the partition /dev/vdb1, one after the other; nothing is. It is reaped at last."""
+    log, spawn, children = tmp_path / "log", native.spawn, list[int]()
+
+    def noted(wanted: native.Spawn) -> native.Child:
+        child = spawn(wanted)
+        children.append(child.pid)
+        return child
+
+    monkeypatch.setattr(native, "spawn", noted)
     log.touch()
 
     def mount(source: str, target: str, *_: object) -> None:
@@ -72,7 +79,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[
     monkeypatch.setattr(mounts, "STATE", str(tmp_path / "state"))
     monkeypatch.setattr(mounts, "KUBELET_PKI", str(tmp_path / "pki"))
     monkeypatch.setattr(state, "find", lambda: "/dev/vdb1")
-    return lambda: log.read_text().splitlines()
+    yield lambda: log.read_text().splitlines()
+    for pid in children:
+        os.waitpid(pid, 0)
 
 
 def keep(node: Node) -> str:
@@ -125,7 +134,6 @@ def test_a_disk_that_does_not_answer_is_waited_for_so_long_and_then_left_alone(
     assert keep(node) == "ephemeral: /dev/vdb1 does not answer"
     disk.write_bytes(b"")
     assert over.read_text() == "mounted, late"
-    os.waitpid(-1, 0)  # as PID 1 reaps whatever ends
     assert asked() == []
 
 
