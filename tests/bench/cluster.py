@@ -41,6 +41,8 @@ def measure(image: Bootable, seconds: float, say: Callable[[str], None]) -> Join
     say("a cluster: starting its control plane")
     with Cluster(f"bench-{os.getpid()}", image) as cluster:
         plane = cluster.control_plane
+        account = "/api/v1/namespaces/default/serviceaccounts/default"
+        plane.wait("the service account of pods", lambda: plane.api.get(account), DEADLINE)
         cluster.apply(pod(FIRST, container(FIRST, "web", "serve", "8080")))
         config = cluster.config(NODE, static_pods=[probe_pod()])
         machine = cluster.machine(NODE, config, forward=(PORT,))
