@@ -5,95 +5,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
-from initd import cgroups, log, native, shutdown, turns
+from initd import log, native, shutdown
 from initd.api.protocol import ApiError, Code
 from initd.node import Node
 from initd.supervise.states import State
 from initd.supervise.workers import WorkerGoneError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from initd.native import RebootCommand
-    from initd.supervise.service import Service
-
-
-class FakeService:
-    """A service or worker that ends when it is told to, or, if it is stubborn, when its cgroup is killed."""
-
-    def __init__(self, name: str, did: list[str], *, stubborn: bool = False) -> None:
-        self.spec = type("Spec", (), {"name": name, "cgroup": name})
-        self.state = State.RUNNING
-        self.healthy = True
-        self.did = did
-        self.stubborn = stubborn
-
-    def retire(self, _reason: str) -> None:
-        if self.state is not State.DOWN:
-            self.did.append(f"stop {self.spec.name}")  # type: ignore[attr-defined]
-            self.state = State.STOPPING if self.stubborn else State.DOWN
-
-
-class Machine:
-    """What a shutdown does to a node, as a list of words."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.did: list[str] = []
-        self.node = Node()
-        self.refused = 0
-        self.off = asyncio.Event()
-        self.services = {name: FakeService(name, self.did) for name in ("containerd", "kubelet")}
-        self.node.services = cast("dict[str, Service]", dict(self.services))
-        self.node.workers = cast("dict[str, Any]", {"network": FakeService("network", self.did)})
-        patch.setattr(native, "reboot", self.reboot)
-        patch.setattr(cgroups, "kill", self.kill)
-        patch.setattr(cgroups, "processes", lambda _path: [])
-        patch.setattr(cgroups, "populated", lambda _path: False)
-        patch.setattr(shutdown, "POLL", 0.0)
-        patch.setattr(shutdown, "_is_user_process", lambda _pid: False)
-        patch.setattr(shutdown, "_in_child", self.in_child)
-
-    def kill(self, path: str) -> None:
-        self.did.append(f"kill {path}")
-        if path in self.services:
-            self.services[path].state = State.DOWN
-
-    async def in_child(self, work: Callable[[], None], _seconds: float) -> None:
-        self.did.append(work.__name__)
-
-    def reboot(self, command: RebootCommand) -> None:
-        self.did.append(command.name)
-        if self.refused:
-            self.refused -= 1
-            raise OSError(1, "reboot: Operation not permitted")
-        self.off.set()
-
-    def run(self, *requests: Callable[[Node], object]) -> list[str]:
-        """Make the requests in a loop and let it run until the machine is off."""
-
-        async def whole() -> None:
-            self.node.loop = asyncio.get_running_loop()
-            for request in requests:
-                request(self.node)
-            async with asyncio.timeout(10):
-                await self.off.wait()
-
-        asyncio.run(whole())
-        return self.did
+from tests.unit.shutdown_support import Cluster, Machine, reboot
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
-
-
-def reboot(node: Node) -> float:
-    return shutdown.request(node, "reboot", by="the test")
 
 
 def test_everything_ends_in_order(machine: Machine) -> None:
@@ -110,35 +36,6 @@ def test_everything_ends_in_order(machine: Machine) -> None:
     assert machine.node.phase == "stopping"
     told = [event for event in machine.node.events.since(0) if event["kind"] == "shutdown"]
     assert cast("Any", told[0])["deadline_seconds"] == shutdown.DEADLINE
-
-
-class Cluster(FakeService):
-    """A cluster worker; `answers` gives, or raises, what each of its methods answers."""
-
-    def __init__(self, machine: Machine) -> None:
-        super().__init__("cluster", machine.did)
-        self.answers: dict[str, Callable[..., Any]] = {
-            "drain": lambda _seconds: {"evicted": 2, "left": []},
-            "not_ready": lambda _reason: None,
-        }
-        self.asked = asyncio.Event()
-        machine.node.workers["cluster"] = cast("Any", self)
-        machine.node.config = cast("Any", SimpleNamespace(
-            node=SimpleNamespace(shutdown_seconds=30.0),
-            cluster=SimpleNamespace(drain_seconds=60.0, max_unavailable=2),
-        ))  # fmt: skip
-        machine.node.cluster = {
-            "server": "https://10.0.2.2", "joined": True, "ready": True, "cordoned": False, "reason": None
-        }  # fmt: skip
-
-    async def call(self, method: str, *params: object, timeout: float = 30.0) -> Any:
-        (param,) = params
-        self.did.append(f"{method} {param if isinstance(param, str) else round(cast('float', param))} in {timeout:.1f}")
-        self.asked.set()
-        if method not in self.answers:
-            await asyncio.Event().wait()
-        answer = self.answers[method](*params)
-        return await answer if asyncio.iscoroutine(answer) else answer
 
 
 def test_a_node_of_a_cluster_is_drained_while_its_kubelet_lives(machine: Machine) -> None:
@@ -184,27 +81,6 @@ def test_force_ends_a_drain_and_leaves_time_for_the_rest(machine: Machine, monke
     assert "_unmount_all" in machine.did
 
 
-# Turns.
-
-
-def coordinated(machine: Machine, *requests: Callable[[Node], object]) -> list[object]:
-    """Ask for a coordinated reboot, then make the requests; what the first gave, and then the reasons to wait."""
-    given: list[object] = []
-
-    async def whole() -> None:
-        machine.node.loop = asyncio.get_running_loop()
-        given.append(await turns.coordinate(machine.node, by="the test"))
-        for request in requests:
-            await asyncio.sleep(0)
-            request(machine.node)
-        async with asyncio.timeout(10):
-            await machine.off.wait()
-
-    asyncio.run(whole())
-    told = [cast("Any", event) for event in machine.node.events.since(0) if event["kind"] == "turn"]
-    return given + [event["waits_for"] for event in told]
-
-
 def test_a_worker_that_dies_in_a_drain_has_a_successor_who_goes_on(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,107 +102,6 @@ def test_pods_of_a_dead_kubelet_are_not_waited_for(machine: Machine) -> None:
     Cluster(machine)
     machine.services["kubelet"].state = State.CRASH_LOOP
     assert "drain" not in " ".join(machine.run(reboot))
-
-
-def test_a_turn_that_is_free_is_taken_at_once(machine: Machine) -> None:
-    Cluster(machine).answers["take_turn"] = lambda count: [] if count == 2 else ["?"]
-    assert coordinated(machine) == [90.0]
-    assert machine.did[-1] == "RESTART"
-
-
-def test_a_turn_is_waited_for_whatever_happens(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(code: Code) -> Any:
-        raise ApiError(code, "away")
-
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
-    answers: list[Callable[[], Any]] = [
-        lambda: ["0 is held by node-2", "1 is held by node-3"],
-        lambda: ["0 is held by node-2", "1 is held by node-3"],
-        lambda: fail(Code.UNAVAILABLE),
-        lambda: fail(Code.PERMISSION_DENIED),
-        lambda: dict[str, Any]()["what?"],
-        list,
-    ]
-    Cluster(machine).answers["take_turn"] = lambda _count: answers.pop(0)()
-    seen: list[Any] = []
-    found = coordinated(machine, lambda node: seen.append((node.turn, node.status()["turn"], node.phase)))
-    assert found == [None, "0 is held by node-2, 1 is held by node-3", "away"]
-    ((turn, shown, phase),) = seen
-    assert turn == shown
-    assert (turn["by"], turn["waits_for"] in found, phase) == ("the test", True, "booting"), "the node goes on"
-    assert machine.did[-1] == "RESTART"
-    assert machine.node.turn is None
-
-
-def test_a_turn_is_waited_for_though_who_asked_has_gone(machine: Machine) -> None:
-    cluster, answer = Cluster(machine), asyncio.Event()
-
-    async def slow(_count: int) -> list[str]:
-        await answer.wait()
-        return []
-
-    async def whole() -> None:
-        machine.node.loop = asyncio.get_running_loop()
-        asked = asyncio.ensure_future(turns.coordinate(machine.node, by="the test"))
-        await cluster.asked.wait()
-        asked.cancel()
-        answer.set()
-        async with asyncio.timeout(10):
-            await machine.off.wait()
-
-    cluster.answers["take_turn"] = slow
-    asyncio.run(whole())
-    assert machine.did[-1] == "RESTART"
-
-
-@pytest.mark.parametrize("held", [[], ["0 is held by node-2"]])
-def test_a_reboot_that_is_called_off_leaves_no_lease(machine: Machine, held: list[str]) -> None:
-    cluster, given = Cluster(machine), list[int]()
-
-    def take(_count: int) -> list[str]:
-        assert turns.call_off(machine.node)
-        return held
-
-    cluster.answers |= {"take_turn": take, "give_turn_back": given.append}
-    assert not turns.call_off(machine.node)
-    with pytest.raises(ApiError, match="called off"):
-        coordinated(machine)
-    assert given == [2]
-    assert machine.node.shutdown is None
-
-
-def test_a_reboot_that_waited_when_the_machine_is_switched_off_leaves_no_lease(machine: Machine) -> None:
-    cluster, given = Cluster(machine), list[int]()
-    cluster.answers |= {"take_turn": lambda _count: ["0 is held by node-2"], "give_turn_back": given.append}
-    coordinated(machine, lambda node: shutdown.request(node, "shutdown", by="the test"))
-    assert given == [2]
-    assert machine.node.turn is None
-
-
-def test_a_second_request_waits_with_the_first_and_one_without_a_turn_does_not(machine: Machine) -> None:
-    Cluster(machine).answers["take_turn"] = lambda _count: ["0 is held by node-2"]
-    second: list[float | None] = []
-
-    async def ask_again(node: Node) -> None:
-        second.append(await turns.coordinate(node, by="another"))
-        reboot(node)
-
-    found = coordinated(machine, lambda node: node.spawn_task(ask_again(node), "again"))
-    assert (found, second) == ([None, "0 is held by node-2"], [None])
-    assert machine.node.shutdown is not None
-    assert (machine.node.shutdown.by, machine.node.turn) == ("the test", None)
-
-
-def test_who_may_take_no_turn_is_told_at_once(machine: Machine) -> None:
-    def fail(_count: int) -> None:
-        raise ApiError(Code.PERMISSION_DENIED, "may not hold Leases for a reboot: 403")
-
-    with pytest.raises(ApiError, match="this node joins no cluster"):
-        coordinated(machine)
-    Cluster(machine).answers["take_turn"] = fail
-    with pytest.raises(ApiError, match="may not hold Leases"):
-        coordinated(machine)
-    assert (machine.node.turn, machine.node.shutdown) == (None, None)
 
 
 def test_a_service_that_does_not_stop_is_killed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
